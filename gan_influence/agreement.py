@@ -1,0 +1,66 @@
+"""How well estimated influences agree with true leave-one-out differences."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Estimate against truth over n instances; every field but `n` and `k` is 1 for perfect agreement."""
+
+    kendall_tau: float  #: Kendall's tau-b: agreement of the order of all pairs
+    jaccard: float  #: overlap of the critical instances: the k lowest and k highest pooled, as published
+    jaccard_lowest: float  #: overlap of the k lowest alone
+    jaccard_highest: float  #: overlap of the k highest alone
+    jaccard_by_chance: float  #: what `jaccard` would be on average for a random estimate
+    pearson: float  #: linear correlation
+    slope: float  #: least-squares slope of the estimate against the truth; below 1 the estimate is too small
+    n: int
+    k: int
+
+    def __str__(self) -> str:
+        return "  ".join(f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in asdict(self).items())
+
+
+def agreement(estimate, truth, k: int = 10) -> Agreement:
+    """Compare estimated influences with leave-one-out differences.
+
+    Args:
+        estimate, truth: (n,), in the same units and for the same instances.
+        k: critical instances at either end; at most n // 2.
+
+    Raises:
+        ValueError: for different lengths, fewer than two instances, or numbers that are not finite.
+
+    Source: Terashita et al., ICLR 2021, section 5.1; tau-b and the hypergeometric distribution from scipy.
+
+    >>> agreement([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 4.0, 3.0], k=1)
+    Agreement(kendall_tau=0.6666666666666667, jaccard=0.3333333333333333, jaccard_lowest=1.0, jaccard_highest=0.0, jaccard_by_chance=0.38888888888888884, pearson=0.8, slope=0.8, n=4, k=1)
+    """
+    estimate, truth = (np.asarray(a, dtype=float).ravel() for a in (estimate, truth))
+    n = len(truth)
+    if len(estimate) != n or n < 2:
+        raise ValueError(f"agreement compares two scores of the same two or more instances, got {len(estimate)} and {n}: index the scores by the instances retrained")
+    if not (np.isfinite(estimate).all() and np.isfinite(truth).all()):
+        raise ValueError("agreement compares finite numbers, but a score is NaN or infinite")
+    k = min(k, n // 2)
+    (low, high), (true_low, true_high) = (_ends(scores, k) for scores in (estimate, truth))
+    common = np.arange(2 * k + 1)
+    by_chance = np.sum(stats.hypergeom(n, 2 * k, 2 * k).pmf(common) * common / (4 * k - common))
+    varies = np.ptp(estimate) > 0 and np.ptp(truth) > 0
+    line = stats.linregress(truth, estimate) if varies else None
+    return Agreement(
+        kendall_tau=float(stats.kendalltau(estimate, truth).statistic),
+        jaccard=_jaccard(low | high, true_low | true_high), jaccard_lowest=_jaccard(low, true_low), jaccard_highest=_jaccard(high, true_high),
+        jaccard_by_chance=float(by_chance), pearson=float(line.rvalue) if line else np.nan, slope=float(line.slope) if line else np.nan, n=n, k=k)
+
+
+def _ends(scores: np.ndarray, k: int) -> tuple[set[int], set[int]]:
+    order = np.argsort(scores, kind="stable").tolist()
+    return set(order[:k]), set(order[len(order) - k:])
+
+
+def _jaccard(a: set[int], b: set[int]) -> float:
+    return len(a & b) / len(a | b)

@@ -1,0 +1,81 @@
+"""The step and its pull-back, traced once and handed to torch's compiler."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from .dynamics import Batch, Dynamics, Pull
+from .state import State
+
+
+class CompiledDynamics:
+    """What `Dynamics` offers, compiled for the shapes of the first call.
+
+    A pull-back recomputes its step inside one compiled function: cheaper than keeping the step's intermediates.
+
+    Raises:
+        RuntimeError: on the first call, where there is no C++ compiler.
+    """
+
+    def __init__(self, dynamics: Dynamics):
+        self.dynamics = dynamics
+        self._step = self._pull = None
+
+    def step(self, state: State, batch: Batch, weights: Tensor) -> State:
+        """`Dynamics.step`, without a graph."""
+        arguments = _arguments(state, batch, weights)
+        if self._step is None:
+            self._step = _compile(lambda *flat: self.dynamics.step(*_unflatten(state, batch, flat)).tensors(), arguments)
+        return state.rebuild(self._step(*arguments))
+
+    def linearize(self, state: State, batch: Batch, weights: Tensor) -> tuple[State, Pull]:
+        """`Dynamics.linearize`; it does not take the step, and returns the state it was given."""
+        def pull(cotangent: State) -> tuple[State, Tensor]:
+            arguments = [*cotangent.tensors(), *_arguments(state, batch, weights)]
+            if self._pull is None:
+                self._pull = _compile(self._flat_pull(state, batch), arguments)
+            *pulled, row = self._pull(*arguments)
+            return state.rebuild(pulled), row
+
+        return state, pull
+
+    def _flat_pull(self, state: State, batch: Batch) -> Callable:
+        def function(*flat):
+            n = len(state.tensors())
+            _, pull = self.dynamics.linearize(*_unflatten(state, batch, flat[n:]))
+            cotangent, row = pull(state.rebuild(flat[:n]))
+            return [*cotangent.tensors(), row]
+
+        return function
+
+
+def _arguments(state: State, batch: Batch, weights: Tensor) -> list[Tensor]:
+    like = {"dtype": weights.dtype, "device": weights.device}
+    rates = [torch.tensor(rate, **like) for rate in batch.learning_rate]  # as tensors, or every rate would be compiled anew
+    return [*state.tensors(), weights, *rates, *(a for a in batch[:3] if a is not None)]
+
+
+def _unflatten(state: State, batch: Batch, flat: tuple[Tensor, ...]) -> tuple[State, Batch, Tensor]:
+    n = len(state.tensors())
+    weights, rate_g, rate_d, x, z, *generator_z = flat[n:]
+    return state.rebuild(flat[:n]), Batch(x, z, *generator_z or [None], (rate_g, rate_d)), weights
+
+
+def _compile(function: Callable, arguments: list[Tensor]) -> Callable:
+    graph: GraphModule = make_fx(function)(*arguments)
+    for node in list(graph.graph.nodes):
+        if node.target is torch.ops.aten.detach.default:  # would be copied at run time
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    fast = torch.compile(graph, dynamic=False)
+    try:
+        with torch.no_grad():
+            fast(*arguments)
+    except torch._inductor.exc.InvalidCxxCompiler as error:
+        raise RuntimeError("compile=True assumes a working C++ compiler, and none was found: install g++, or leave compile out") from error
+    return torch.no_grad()(fast)

@@ -1,0 +1,454 @@
+"""A training run as a value: who was drawn when, the states along the way, exact replay in between."""
+
+import hashlib
+import json
+import os
+import platform
+from collections import deque
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .dynamics import Batch, Dynamics, Order, deterministic
+from .gan import GAN
+from .optimizers import OPTIMIZERS, SGD
+from .state import State
+
+FORMAT = 1
+
+
+class Schedule:
+    """Which instances and latents every step draws: a pure function of the seed and the step.
+
+    Args:
+        n: size of the training set. An epoch is n // batch_size steps over a fresh permutation; the rest sits out.
+        batch_size: real instances, and latents, per step.
+        epochs: length of the run.
+        latent_dim: length of a latent vector.
+        shared: whether both players use the same latents.
+        seed: any non-negative integer.
+
+    >>> schedule = Schedule(n=6, batch_size=2, epochs=2, latent_dim=3, shared=True, seed=0)
+    >>> sorted(torch.cat([schedule.indices(t) for t in range(3)]).tolist())
+    [0, 1, 2, 3, 4, 5]
+    """
+
+    def __init__(self, n: int, batch_size: int, epochs: int, latent_dim: int, shared: bool, seed: int):
+        if not 1 <= batch_size <= n:
+            raise ValueError(f"a batch holds between 1 and n = {n} distinct instances, but batch_size is {batch_size}")
+        self.n, self.batch_size, self.latent_dim, self.shared, self.seed = n, batch_size, latent_dim, shared, seed
+        self.steps_per_epoch = n // batch_size
+        self.steps = epochs * self.steps_per_epoch
+        # Keep the two epochs that a sweep across a boundary touches; a whole epoch is drawn at once because that is cheap.
+        self._order, self._latents = lru_cache(2)(self._draw_order), lru_cache(4)(self._draw_latents)
+
+    def indices(self, t: int) -> Tensor:
+        """The instances that step t draws, (batch_size,) int64."""
+        return self._order(t // self.steps_per_epoch)[t % self.steps_per_epoch]
+
+    def latents(self, t: int) -> tuple[Tensor, Tensor | None]:
+        """Step t's latents, (batch_size, latent_dim) float64: the discriminator's, and the generator's own unless shared."""
+        epoch, row = divmod(t, self.steps_per_epoch)
+        return self._latents(1, epoch)[row], None if self.shared else self._latents(2, epoch)[row]
+
+    def _draw_order(self, epoch: int) -> Tensor:
+        order = np.random.default_rng([self.seed, 0, epoch]).permutation(self.n)
+        return torch.from_numpy(order[: self.steps_per_epoch * self.batch_size]).view(self.steps_per_epoch, self.batch_size)
+
+    def _draw_latents(self, player: int, epoch: int) -> Tensor:
+        shape = self.steps_per_epoch, self.batch_size, self.latent_dim
+        return torch.from_numpy(np.random.default_rng([self.seed, player, epoch]).standard_normal(shape))
+
+    def describe(self) -> dict:
+        return {"kind": "seeded", "n": self.n, "batch_size": self.batch_size, "epochs": self.steps // self.steps_per_epoch,
+                "latent_dim": self.latent_dim, "shared": self.shared, "seed": self.seed}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+
+class RecordedSchedule:
+    """The same questions answered from arrays that somebody else's loop wrote down.
+
+    Args:
+        n: size of the training set.
+        indices: (T, B) integers.
+        latents: (T, B, latent_dim).
+        generator_latents: the same shape, or None when both players used `latents`.
+    """
+
+    def __init__(self, n: int, indices: Tensor, latents: Tensor, generator_latents: Tensor | None):
+        self.n, self._indices, self._latents, self._generator_latents = n, indices, latents, generator_latents
+        self.steps, self.batch_size = indices.shape
+        self.steps_per_epoch = max(1, n // self.batch_size)
+
+    def indices(self, t: int) -> Tensor:
+        return self._indices[t]
+
+    def latents(self, t: int) -> tuple[Tensor, Tensor | None]:
+        return self._latents[t], None if self._generator_latents is None else self._generator_latents[t]
+
+    def describe(self) -> dict:
+        return {"kind": "recorded", "n": self.n}
+
+    def tensors(self) -> dict[str, Tensor]:
+        named = {"indices": self._indices, "latents": self._latents, "generator_latents": self._generator_latents}
+        return {f"schedule.{name}": tensor.contiguous() for name, tensor in named.items() if tensor is not None}
+
+
+class Trajectory:
+    """A recorded run: everything needed to replay any step of it exactly, with or without an instance.
+
+    Made by `train`, by `Trajectory.from_recording` or by `Trajectory.load`. States are kept every `stride` steps and
+    recomputed in between; on the same machine with the same number of threads the recomputed states are equal bit for bit.
+
+    Attributes:
+        gan, x, optimizer, order, schedule: what was trained, on what, how.
+        stride: steps between kept states.
+        states: {step: State}, always holding the first and the last.
+    """
+
+    def __init__(self, gan: GAN, x: Tensor, optimizer, order: Order, schedule: Schedule | RecordedSchedule, stride: int,
+                 states: dict[int, State]):
+        self.gan, self.x, self.optimizer, self.order = gan, x, optimizer, order
+        self.schedule, self.stride, self.states = schedule, stride, states
+        self.dynamics = Dynamics(gan, optimizer, order)
+        self.learning_rates = optimizer.learning_rates(schedule.steps).tolist()
+
+    def __repr__(self) -> str:
+        return (f"Trajectory({self.steps} steps = {self.steps / self.schedule.steps_per_epoch:g} epochs of batch {self.schedule.batch_size}, "
+                f"n={self.n}, {self.order}, a state every {self.stride} steps, {self.nbytes / 2**20:.1f} MiB)")
+
+    @property
+    def n(self) -> int:
+        """Number of training instances."""
+        return len(self.x)
+
+    @property
+    def steps(self) -> int:
+        """Number of training steps T; states are numbered 0..T."""
+        return self.schedule.steps
+
+    @property
+    def initial(self) -> State:
+        """The state before the first step."""
+        return self.states[0]
+
+    @property
+    def final(self) -> State:
+        """The state after the last step."""
+        return self.states[self.steps]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all kept states together."""
+        return sum(state.nbytes for state in self.states.values())
+
+    def batch(self, t: int) -> Batch:
+        """What step t drew."""
+        z, generator_z = self.schedule.latents(t)
+        like = {"device": self.x.device, "dtype": self.x.dtype}
+        return Batch(self.x[self.schedule.indices(t).to(self.x.device)], z.to(**like),
+                     None if generator_z is None else generator_z.to(**like), tuple(self.learning_rates[t]))
+
+    def state(self, t: int) -> State:
+        """The state before step t (after the last step for t = T), replayed from the nearest kept one.
+
+        Raises:
+            IndexError: for t outside 0..T.
+        """
+        if not 0 <= t <= self.steps:
+            raise IndexError(f"this run has states 0..{self.steps}, but state {t} was asked for")
+        kept = max(s for s in self.states if s <= t)
+        return self.replay(kept, t) if kept < t else self.states[t]
+
+    def replay(self, start: int = 0, stop: int | None = None) -> State:
+        """Run steps start..stop-1 again and return the state reached; with nothing removed, the recorded one bit for bit."""
+        return last(self.walk(self.state(start), start, self.steps if stop is None else stop))
+
+    def walk(self, state: State, start: int, stop: int, keep: Tensor | None = None, dynamics: Dynamics | None = None) -> Iterator[State]:
+        """Yield `state` and the states after each of the steps start..stop-1.
+
+        Args:
+            state: where to start from.
+            start, stop: steps.
+            keep: weights of all n instances, (n,), or (M, n) for M stacked models; None for ordinary training.
+            dynamics: another step function than the recorded one, such as a stacked one.
+        """
+        dynamics = dynamics or self.dynamics
+        weights = self.ones()
+        yield state
+        for t in range(start, stop):
+            batch = self.batch(t)
+            if keep is not None:
+                weights = keep[..., self.schedule.indices(t).to(keep.device)]
+            with torch.no_grad(), deterministic(self.x.device):  # not around the yield: the caller's grad mode is its own
+                state = dynamics.step(state, batch, weights)
+            yield state
+
+    def ones(self) -> Tensor:
+        """The weights of a batch from which nothing is removed, (B,)."""
+        return torch.ones(self.schedule.batch_size, dtype=self.x.dtype, device=self.x.device)
+
+    def window(self, last_epochs: int | None) -> int:
+        """The first step of the last `last_epochs` epochs; None means the whole run.
+
+        Raises:
+            ValueError: for a window longer than the run.
+        """
+        if last_epochs is None:
+            return 0
+        start = self.steps - last_epochs * self.schedule.steps_per_epoch
+        if last_epochs < 1 or start < 0:
+            raise ValueError(f"last_epochs must lie between 1 and the run's {self.steps // self.schedule.steps_per_epoch} epochs, got {last_epochs}")
+        return start
+
+    def draws(self, start: int) -> np.ndarray:
+        """The instances that steps start..T-1 draw, (T - start, B) int64."""
+        return np.stack([self.schedule.indices(t).numpy() for t in range(start, self.steps)])
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write `trajectory.json` and `states.safetensors` into the folder `path`; a run saved there before stays whole until the new one is."""
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        header = json.dumps({
+            "format": FORMAT, "versions": versions(), "threads": torch.get_num_threads(), "device": str(self.x.device),
+            "gan": self.gan.describe(), "optimizer": {"name": self.optimizer.name, **self.optimizer.describe()},
+            "order": self.order, "stride": self.stride, "schedule": self.schedule.describe(), "steps": self.steps,
+            "data": {"shape": list(self.x.shape), "fingerprint": fingerprint(self.x)},
+        }, indent=1)
+        tensors = {f"{t}/{name}": p.cpu().contiguous() for t, state in self.states.items() for name, p in state.named().items()}
+        # The header travels inside the tensors' file, so that one rename swaps everything; the JSON beside it is for reading.
+        save_file(tensors | self.schedule.tensors(), path / "states.partial", metadata={"header": header})
+        os.replace(path / "states.partial", path / "states.safetensors")
+        (path / "header.partial").write_text(header)
+        os.replace(path / "header.partial", path / "trajectory.json")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, gan: GAN, x: Tensor, optimizer=None) -> "Trajectory":
+        """Read what `save` wrote.
+
+        Args:
+            path: the folder.
+            gan: the architecture that was trained.
+            x: the training set that was used, (n, ...).
+            optimizer: only for optimisers of your own; the package's are built again from the file.
+
+        Raises:
+            ValueError: when the file is truncated or foreign, or belongs to another data set or another architecture.
+        """
+        path, x = Path(path), instances(gan, x)
+        try:
+            json.loads((path / "trajectory.json").read_text())
+            with safe_open(path / "states.safetensors", "pt", device=str(x.device)) as file:
+                header = json.loads(file.metadata()["header"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            expected_format, data, made_from = header["format"], header["data"], header["gan"]
+        except (OSError, json.JSONDecodeError, SafetensorError, KeyError, TypeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} does not hold a whole trajectory ({error}): it may be truncated or foreign; record the run again") from error
+        if expected_format != FORMAT:
+            raise ValueError(f"{path} has trajectory format {expected_format!r}, this version reads {FORMAT}: use the version {header.get('versions')}")
+        for what, recorded, given in (("training set", data, {"shape": list(x.shape), "fingerprint": fingerprint(x)}),
+                                      ("GAN", made_from, gan.describe())):
+            if recorded != given:
+                raise ValueError(f"{path} was recorded with another {what}: the file says {_difference(recorded, given)}; pass the one that was trained")
+        schedule = _schedule(header["schedule"], tensors)
+        if optimizer is None:
+            arguments = dict(header["optimizer"])
+            name = arguments.pop("name")
+            if name not in OPTIMIZERS:
+                raise ValueError(f"{path} was trained with the optimiser {name!r}, which this package does not have: pass optimizer=")
+            optimizer = OPTIMIZERS[name](**arguments)
+        template = Dynamics(gan, optimizer, header["order"]).initial().named()
+        steps = sorted({int(name.split("/")[0]) for name in tensors if "/" in name})
+        if not steps or steps[0] != 0 or steps[-1] != schedule.steps or schedule.steps != header["steps"]:
+            raise ValueError(f"{path} should hold states 0..{schedule.steps} but holds {steps}: it may be truncated; record the run again")
+        states = {t: _state(path, t, template, tensors) for t in steps}
+        return cls(gan, x, optimizer, header["order"], schedule, header["stride"], states)
+
+    @classmethod
+    def from_recording(cls, gan: GAN, x, indices, latents, optimizer, order: Order = "alternating", generator_latents=None,
+                       initial: State | None = None, final: State | None = None, stride: int | None = None) -> "Trajectory":
+        """Import a run that somebody else's loop made, by replaying it.
+
+        Args:
+            gan: the two networks.
+            x: training set, (n, ...).
+            indices: (T, B), which instances each step drew; an epoch counts n // B steps.
+            latents: (T, B, latent_dim), used by both players unless `generator_latents`, of the same shape, is given.
+            optimizer: such as `SGD(1e-3)`.
+            order: "alternating" or "simultaneous".
+            initial: the state it started from; by default the parameters that the two modules hold now.
+            final: if given, where the run must end.
+            stride: steps between kept states.
+
+        Raises:
+            ValueError: for indices outside 0..n-1, shapes that do not fit, or a replay that ends elsewhere than `final`.
+        """
+        x = instances(gan, x)
+        indices = torch.as_tensor(np.asarray(indices), dtype=torch.int64)
+        latents, generator_latents = (None if z is None else torch.as_tensor(z).detach().cpu() for z in (latents, generator_latents))
+        if indices.ndim != 2:
+            raise ValueError(f"indices must be (T, B): one row of instances per step; got shape {tuple(indices.shape)}")
+        if indices.min() < 0 or indices.max() >= len(x):
+            raise ValueError(f"indices must lie in 0..{len(x) - 1}, the rows of x; got {int(indices.min())}..{int(indices.max())}")
+        for name, z in (("latents", latents), ("generator_latents", generator_latents)):
+            if z is not None and z.shape != (*indices.shape, gan.latent_dim):
+                raise ValueError(f"{name} must be (T, B, latent_dim) = {(*indices.shape, gan.latent_dim)} to match indices; got {tuple(z.shape)}")
+        schedule = RecordedSchedule(len(x), indices, latents, generator_latents)
+        run = record(gan, x, optimizer, order, schedule, stride, initial)
+        if final is not None:
+            expected = run.final._replace(generator=final.generator, discriminator=final.discriminator)
+            gap, moved = _distance(run.final, expected), _distance(run.final, run.initial)
+            size, eps = max(float(p.abs().max()) for p in run.final.tensors()), torch.finfo(gan.dtype).eps
+            if not gap <= 64 * (eps**0.5 * moved + eps * size):
+                raise ValueError(f"the replay of this recording ends {gap:.2e} away from `final`, having moved {moved:.2e}: the order, "
+                                 "the learning rate, the latents, the loss, the weight decay or the initial state is not the one that was used")
+        return run
+
+
+def train(gan: GAN, x, epochs: int, batch_size: int = 100, optimizer: SGD | None = None, order: Order = "alternating",
+          seed: int = 0, stride: int | None = None) -> Trajectory:
+    """Train a GAN and record the run.
+
+    Args:
+        gan: the two networks; their modules are left as they were.
+        x: training set, (n, ...), a tensor or an array; its device is where everything happens.
+        epochs: passes over the data, n // batch_size steps each.
+        batch_size: real instances, and latents, per step.
+        optimizer: SGD(1e-3) by default.
+        order: "alternating" (discriminator first, then the generator against it) or "simultaneous".
+        seed: decides the order of the instances and all latents.
+        stride: steps between kept states; see `default_stride` and `trajectory_bytes`.
+
+    Returns:
+        The recorded run.
+
+    Raises:
+        ValueError: for networks or data that a recorded run cannot hold.
+        FloatingPointError: when a parameter stops being finite; the message names the step.
+
+    >>> import gan_influence as gi
+    >>> data = gi.data.normal_2d(train=200, valid=10, test=10, seed=0)
+    >>> gi.train(gi.models.fcgan(), data.train, epochs=2, seed=0)
+    Trajectory(4 steps = 2 epochs of batch 100, n=200, alternating, a state every 2 steps, 0.1 MiB)
+    """
+    x = instances(gan, x)
+    schedule = Schedule(len(x), batch_size, epochs, gan.latent_dim, order == "simultaneous", seed)
+    return record(gan, x, optimizer or SGD(1e-3), order, schedule, stride)
+
+
+def record(gan: GAN, x: Tensor, optimizer, order: Order, schedule, stride: int | None = None, initial: State | None = None) -> Trajectory:
+    """Run a schedule from an initial state (the modules' own by default), keeping a state every `stride` steps."""
+    gan.check(x)
+    stride = stride or default_stride(schedule.steps, schedule.steps_per_epoch)
+    run = Trajectory(gan, x, optimizer, order, schedule, stride, {})
+    like = {"device": x.device, "dtype": x.dtype}
+    state = run.dynamics.initial() if initial is None else run.dynamics.with_memory(initial)
+    states = run.walk(state.map(lambda p: p.detach().clone().to(**like)), 0, schedule.steps)
+    for t, state in enumerate(tqdm(states, "training", total=schedule.steps + 1, unit="step", delay=1, leave=False)):
+        if t % stride == 0 or t == schedule.steps:
+            if not state.is_finite():
+                _blame(run, max(run.states, default=0), t)
+            run.states[t] = state
+    return run
+
+
+def last(states: Iterator[State]) -> State:
+    """The last of an iterator's states, without keeping the others."""
+    return deque(states, maxlen=1).pop()
+
+
+def default_stride(steps: int, steps_per_epoch: int) -> int:
+    """Steps between kept states: about √T, dividing an epoch, so that memory and replay both grow like √T.
+
+    >>> default_stride(5000, 100)
+    50
+    """
+    return max(d for d in range(1, steps_per_epoch + 1) if steps_per_epoch % d == 0 and (d == 1 or d * d <= steps))
+
+
+def trajectory_bytes(gan: GAN, n: int, epochs: int, batch_size: int = 100, optimizer: SGD | None = None, stride: int | None = None) -> int:
+    """What a run's kept states will occupy, in bytes, before it is trained.
+
+    >>> import gan_influence as gi
+    >>> trajectory_bytes(gi.models.fcgan(), n=10_000, epochs=50) / 2**20  # MiB
+    4.389190673828125
+    """
+    steps_per_epoch = n // batch_size
+    steps = epochs * steps_per_epoch
+    stride = stride or default_stride(steps, steps_per_epoch)
+    return (-(-steps // stride) + 1) * Dynamics(gan, optimizer or SGD(1e-3)).initial().nbytes
+
+
+def instances(gan: GAN, x) -> Tensor:
+    """A training set as a tensor of the GAN's floating type on the GAN's device, checked.
+
+    Raises:
+        ValueError: when it is empty, holds numbers that are not finite, or lies on another device than the networks.
+    """
+    x = torch.as_tensor(x)
+    if x.device != gan.device:
+        raise ValueError(f"the data lies on {x.device} and the networks on {gan.device}: move one of them, e.g. x.to({str(gan.device)!r})")
+    x = x.to(gan.dtype)
+    if x.ndim < 2 or not len(x):
+        raise ValueError(f"a training set is (n, ...) with n at least 1, got shape {tuple(x.shape)}")
+    if not x.isfinite().all():
+        bad = (~x.flatten(1).isfinite().all(1)).nonzero()[0].item()
+        raise ValueError(f"training instances must be finite, but instance {bad} holds a NaN or an infinity: take it out")
+    return x
+
+
+def fingerprint(x: Tensor) -> str:
+    """A hash of a data set's type, shape and bytes."""
+    x = x.detach().cpu().contiguous()
+    return hashlib.blake2b(x.numpy().tobytes(), digest_size=16, person=str(x.dtype).encode()[-16:]).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions that a recorded number may depend on."""
+    from . import __version__
+    return {"gan_influence": __version__, "torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()}
+
+
+def _blame(run: Trajectory, start: int, stop: int) -> None:
+    state = run.states.get(start)
+    states = enumerate(run.walk(state, start, stop), start) if state else []
+    bad = next((t for t, state in states if not state.is_finite()), stop)
+    raise FloatingPointError(f"training assumes finite numbers, but after step {bad - 1} a parameter was NaN or infinite: "
+                             "lower the learning rate, or look at the instances of that step")
+
+
+def _schedule(description: dict, tensors: dict[str, Tensor]):
+    arguments = dict(description)
+    if arguments.pop("kind") == "seeded":
+        return Schedule(**arguments)
+    arrays = {name: tensors.get(f"schedule.{name}") for name in ("indices", "latents", "generator_latents")}
+    return RecordedSchedule(arguments["n"], **{name: None if a is None else a.cpu() for name, a in arrays.items()})
+
+
+def _state(path: Path, t: int, template: dict[str, Tensor], tensors: dict[str, Tensor]) -> State:
+    players = {field: {} for field in State._fields}
+    for name, like in template.items():
+        found = tensors.get(f"{t}/{name}")
+        if found is None or found.shape != like.shape or found.dtype != like.dtype:
+            seen = "nothing" if found is None else f"{tuple(found.shape)} {found.dtype}"
+            raise ValueError(f"{path}: state {t} should hold {name} as {tuple(like.shape)} {like.dtype}, found {seen}: the file is damaged or foreign")
+        field, key = name.split(".", 1)
+        players[field][key] = found
+    return State(**players)
+
+
+def _difference(recorded: dict, given: dict) -> str:
+    return "; ".join(f"{key} {recorded.get(key)!r}, given was {given.get(key)!r}" for key in recorded | given if recorded.get(key) != given.get(key))
+
+
+def _distance(a: State, b: State) -> float:
+    return max(float((p - q.to(p)).abs().max()) for p, q in zip(a.tensors(), b.tensors()))
