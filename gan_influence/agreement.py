@@ -36,8 +36,8 @@ def agreement(estimate, truth, k: int = 10) -> Agreement:
 
     Source: Terashita et al., ICLR 2021, section 5.1; tau-b and the hypergeometric distribution from scipy.
 
-    >>> agreement([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 4.0, 3.0], k=1)
-    Agreement(kendall_tau=0.6666666666666667, jaccard=0.3333333333333333, jaccard_lowest=1.0, jaccard_highest=0.0, jaccard_by_chance=0.38888888888888884, pearson=0.8, slope=0.8, n=4, k=1)
+    >>> print(agreement([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 4.0, 3.0], k=1))
+    kendall_tau 0.667  jaccard 0.333  jaccard_lowest 1.000  jaccard_highest 0.000  jaccard_by_chance 0.389  pearson 0.800  slope 0.800  n 4  k 1
     """
     estimate, truth = (np.asarray(a, dtype=float).ravel() for a in (estimate, truth))
     n = len(truth)

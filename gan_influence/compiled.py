@@ -12,7 +12,7 @@ from .state import State
 
 
 class CompiledDynamics:
-    """What `Dynamics` offers, compiled for the shapes of the first call.
+    """What `Dynamics` offers, compiled once for every new set of shapes.
 
     A pull-back recomputes its step inside one compiled function: cheaper than keeping the step's intermediates.
 
@@ -22,34 +22,34 @@ class CompiledDynamics:
 
     def __init__(self, dynamics: Dynamics):
         self.dynamics = dynamics
-        self._step = self._pull = None
+        self._ready = {}
 
     def step(self, state: State, batch: Batch, weights: Tensor) -> State:
         """`Dynamics.step`, without a graph."""
         arguments = _arguments(state, batch, weights)
-        if self._step is None:
-            self._step = _compile(lambda *flat: self.dynamics.step(*_unflatten(state, batch, flat)).tensors(), arguments)
-        return state.rebuild(self._step(*arguments))
+        step = self._get("step", arguments, lambda *flat: self.dynamics.step(*_unflatten(state, batch, flat)).tensors())
+        return state.rebuild(step(*arguments))
 
     def linearize(self, state: State, batch: Batch, weights: Tensor) -> tuple[State, Pull]:
         """`Dynamics.linearize`; it does not take the step, and returns the state it was given."""
         def pull(cotangent: State) -> tuple[State, Tensor]:
             arguments = [*cotangent.tensors(), *_arguments(state, batch, weights)]
-            if self._pull is None:
-                self._pull = _compile(self._flat_pull(state, batch), arguments)
-            *pulled, row = self._pull(*arguments)
+            *pulled, row = self._get("pull", arguments, flat_pull)(*arguments)
             return state.rebuild(pulled), row
 
-        return state, pull
-
-    def _flat_pull(self, state: State, batch: Batch) -> Callable:
-        def function(*flat):
+        def flat_pull(*flat: Tensor) -> list[Tensor]:
             n = len(state.tensors())
             _, pull = self.dynamics.linearize(*_unflatten(state, batch, flat[n:]))
             cotangent, row = pull(state.rebuild(flat[:n]))
             return [*cotangent.tensors(), row]
 
-        return function
+        return state, pull
+
+    def _get(self, what: str, arguments: list[Tensor], function: Callable) -> Callable:
+        key = what, *(a.shape for a in arguments)
+        if key not in self._ready:
+            self._ready[key] = _compile(function, arguments)
+        return self._ready[key]
 
 
 def _arguments(state: State, batch: Batch, weights: Tensor) -> list[Tensor]:

@@ -2,13 +2,17 @@
 
 import contextlib
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .gan import GAN
 from .state import State
+
+if TYPE_CHECKING:
+    from .compiled import CompiledDynamics
 
 Pull = Callable[[State], tuple[State, Tensor]]
 Order = Literal["alternating", "simultaneous"]
@@ -38,17 +42,17 @@ class Dynamics:
         optimizer: an object with `init` and `update`, such as `SGD`.
         order: "alternating" updates the discriminator, then the generator against the updated discriminator;
             "simultaneous" takes both gradients at the same parameters.
-        stacked: the states hold many models at once, with a leading model dimension M on every tensor; weights are then (M, B).
+        models: the states hold many models at once, see `stacked`.
 
     Source: SPECS of the update: Terashita et al., ICLR 2021, section 2 (simultaneous); Goodfellow et al. 2014 (alternating).
     """
 
-    def __init__(self, gan: GAN, optimizer, order: Order = "alternating", stacked: bool = False):
+    def __init__(self, gan: GAN, optimizer, order: Order = "alternating", models: bool = False):
         if order not in ("alternating", "simultaneous"):
             raise ValueError(f"unknown order {order!r}: choose 'alternating' or 'simultaneous'")
-        self.gan, self.optimizer, self.order, self.stacked = gan, optimizer, order, stacked
+        self.gan, self.optimizer, self.order, self.models = gan, optimizer, order, models
         networks = gan.apply_generator, gan.apply_discriminator
-        self.generator, self.discriminator = map(torch.func.vmap, networks) if stacked else networks
+        self.generator, self.discriminator = map(torch.func.vmap, networks) if models else networks
         self.kernels = [{name for name, p in module.named_parameters() if p.ndim >= 2 and gan.weight_decay}
                         for module in (gan.generator, gan.discriminator)]
 
@@ -73,7 +77,7 @@ class Dynamics:
             The state after the step. With grad mode enabled it is differentiable in `state` and `weights`.
         """
         x, z, generator_z = batch.x, batch.z, batch.generator_z
-        if self.stacked:
+        if self.models:
             x, z, generator_z = (None if a is None else a.expand(len(weights), *a.shape) for a in (x, z, generator_z))
         rate_g, rate_d = batch.learning_rate
         generator = _leaves(state.generator, alias=self.order == "alternating")
@@ -114,15 +118,19 @@ class Dynamics:
 
         return after.map(Tensor.detach), pull
 
-    def compiled(self) -> "Dynamics":
+    @cached_property
+    def stacked(self) -> "Dynamics":
+        """The same dynamics for many models at once: states carry a leading model dimension M, weights are (M, B)."""
+        return Dynamics(self.gan, self.optimizer, self.order, models=True)
+
+    @cached_property
+    def compiled(self) -> "CompiledDynamics":
         """The same dynamics through torch's compiler: the same numbers to rounding, faster from the second call on."""
-        from .compiled import CompiledDynamics  # the compiler takes a second to import
-        if not hasattr(self, "_compiled"):
-            self._compiled = CompiledDynamics(self)
-        return self._compiled
+        from .compiled import CompiledDynamics  # importing the compiler takes a second
+        return CompiledDynamics(self)
 
     def _logits(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        return self.discriminator(parameters, x).flatten(1 if self.stacked else 0)
+        return self.discriminator(parameters, x).flatten(1 if self.models else 0)
 
     def _gradient(self, loss: Tensor, parameters: dict[str, Tensor], player: int, retain: bool = False) -> dict[str, Tensor]:
         differentiable = torch.is_grad_enabled()

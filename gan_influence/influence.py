@@ -133,7 +133,7 @@ def _gradient(run: Trajectory, metric: Metric) -> State:
 def _sweep(run: Trajectory, cotangents: list[State], start: int, compile: bool) -> list[Tensor]:
     """Minus the sum over the window's steps of cotangent × derivative by the weights, per cotangent and instance."""
     scores = torch.zeros(len(cotangents), run.n, dtype=torch.float64)
-    dynamics = run.dynamics.compiled() if compile else run.dynamics
+    dynamics = run.dynamics.compiled if compile else run.dynamics
     length = 1 if compile else max(1, GRAPH_BYTES // _graph_bytes(run))
     bounds = sorted({start, run.steps} | {t for t in run.states if t > start})
     with tqdm(total=run.steps - start, desc="influence", unit="step", delay=1, leave=False) as bar:

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .dynamics import Dynamics
 from .state import State, stack, unstack
 from .trajectory import Trajectory, last
 
 MODELS_AT_ONCE = {"cpu": 32, "cuda": 256}
 
 
-def retrain(run: Trajectory, remove: Sequence, last_epochs: int | None = None, models_at_once: int | None = None) -> State | list[State]:
+def retrain(run: Trajectory, remove: Sequence, last_epochs: int | None = None, models_at_once: int | None = None,
+            compile: bool = False) -> State | list[State]:
     """Run the last epochs again without some training instances.
 
     The counterfactual starts from the recorded state at the window's start and meets the same instances, latents and
@@ -25,6 +25,7 @@ def retrain(run: Trajectory, remove: Sequence, last_epochs: int | None = None, m
         remove: instances to remove together; or a list of such sets, trained many at once.
         last_epochs: the window k; None retrains from the first step.
         models_at_once: how many models are trained together; halved by itself when memory runs out.
+        compile: compile the step of so many models first (half a minute; needs a C++ compiler), for long windows.
 
     Returns:
         The final state, or a list of final states for a list of sets.
@@ -42,14 +43,14 @@ def retrain(run: Trajectory, remove: Sequence, last_epochs: int | None = None, m
     many = isinstance(remove, Sequence) and len(remove) > 0 and not np.isscalar(remove[0]) and np.ndim(remove[0]) == 1
     sets = [_index_set(run, one) for one in (remove if many else [remove])]
     states: list[State] = [run.final] * len(sets)
-    for which, stacked in counterfactuals(run, sets, run.window(last_epochs), models_at_once):
+    for which, stacked in counterfactuals(run, sets, run.window(last_epochs), models_at_once, compile):
         for i, state in zip(which, unstack(stacked)):
             states[i] = state.map(Tensor.clone)
     return states if many else states[0]
 
 
 def leave_one_out(run: Trajectory, metric, instances: Iterable[int], last_epochs: int | None = None,
-                  models_at_once: int | None = None) -> Tensor | dict[str, Tensor]:
+                  models_at_once: int | None = None, compile: bool = False) -> Tensor | dict[str, Tensor]:
     """Measure, by actually retraining without it, how a metric changes when one instance is absent.
 
     Args:
@@ -58,6 +59,7 @@ def leave_one_out(run: Trajectory, metric, instances: Iterable[int], last_epochs
         instances: which ones, each removed alone.
         last_epochs: the window k; None retrains from the first step.
         models_at_once: how many models are trained together; halved by itself when memory runs out.
+        compile: compile the step of so many models first (half a minute; needs a C++ compiler), for long windows.
 
     Returns:
         (len(instances),) float64 on the CPU: metric(without j) − metric(with j), exactly 0 for an instance that the window
@@ -70,7 +72,7 @@ def leave_one_out(run: Trajectory, metric, instances: Iterable[int], last_epochs
     truth = {name: torch.zeros(len(sets), dtype=torch.float64) for name in metrics}
     with torch.no_grad(), tqdm(total=len(sets), desc="leave-one-out", unit="model", delay=1, leave=False) as bar:
         before = {name: m(run.gan, run.final) for name, m in metrics.items()}
-        for which, stacked in counterfactuals(run, sets, run.window(last_epochs), models_at_once):
+        for which, stacked in counterfactuals(run, sets, run.window(last_epochs), models_at_once, compile):
             for i, state in zip(which, unstack(stacked)):
                 for name, m in metrics.items():
                     truth[name][i] = m(run.gan, state) - before[name]
@@ -78,7 +80,8 @@ def leave_one_out(run: Trajectory, metric, instances: Iterable[int], last_epochs
     return truth if isinstance(metric, Mapping) else truth["metric"]
 
 
-def counterfactuals(run: Trajectory, sets: list[Tensor], start: int, models_at_once: int | None = None) -> Iterator[tuple[list[int], State]]:
+def counterfactuals(run: Trajectory, sets: list[Tensor], start: int, models_at_once: int | None = None,
+                    compile: bool = False) -> Iterator[tuple[list[int], State]]:
     """Yield (positions in `sets`, their final states stacked), for every set that the window draws from.
 
     Until its first removal a counterfactual is the recorded run. So models are sorted by that step and each group starts
@@ -89,29 +92,30 @@ def counterfactuals(run: Trajectory, sets: list[Tensor], start: int, models_at_o
     np.minimum.at(first, drawn, np.arange(start, run.steps)[:, None])
     joins = [int(first[one.numpy()].min()) if len(one) else run.steps for one in sets]
     waiting = sorted((i for i, join in enumerate(joins) if join < run.steps), key=joins.__getitem__)
-    size = models_at_once or MODELS_AT_ONCE.get(run.x.device.type, 32)
+    size = min(models_at_once or MODELS_AT_ONCE.get(run.x.device.type, 32), max(1, len(waiting)))
+    size = -(-len(waiting) // -(-len(waiting) // size)) if waiting else size  # groups of one size
     while waiting:
         group = waiting[:size]
         try:
-            final = _run_group(run, [sets[i] for i in group], joins[group[0]])
+            final = _run_group(run, [sets[i] for i in group], joins[group[0]], size, compile)
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
-            size = max(1, size // 2)
+            size //= 2
             continue
         waiting = waiting[size:]
         yield group, final
 
 
-def _run_group(run: Trajectory, sets: list[Tensor], start: int) -> State:
-    keep = torch.ones(len(sets), run.n, dtype=run.x.dtype, device=run.x.device)
+def _run_group(run: Trajectory, sets: list[Tensor], start: int, size: int, compile: bool) -> State:
+    keep = torch.ones(size, run.n, dtype=run.x.dtype, device=run.x.device)  # a last, smaller group is filled up with the recorded run
     for row, one in zip(keep, sets):
         row[one.to(keep.device)] = 0
     state = run.state(start)
-    if len(sets) == 1:  # a stack of one costs twice as much as none
+    if size == 1:  # a stack of one costs twice as much as none
         return stack([last(run.walk(state, start, run.steps, keep[0]))])
-    stacked = Dynamics(run.gan, run.optimizer, run.order, stacked=True)
-    return last(run.walk(stack([state] * len(sets)), start, run.steps, keep, stacked))
+    dynamics = run.dynamics.stacked.compiled if compile else run.dynamics.stacked
+    return last(run.walk(stack([state] * size), start, run.steps, keep, dynamics))
 
 
 def _index_set(run: Trajectory, instances) -> Tensor:

@@ -380,7 +380,7 @@ def trajectory_bytes(gan: GAN, n: int, epochs: int, batch_size: int = 100, optim
 
     >>> import gan_influence as gi
     >>> trajectory_bytes(gi.models.fcgan(), n=10_000, epochs=50) / 2**20  # MiB
-    4.389190673828125
+    4.38916015625
     """
     steps_per_epoch = n // batch_size
     steps = epochs * steps_per_epoch

@@ -1,0 +1,167 @@
+"""The published protocols as plain values, and the functions that notebooks and the command line run them with."""
+
+import csv
+import io
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from . import data
+from .agreement import agreement
+from .influence import influence
+from .metrics import AverageLogLikelihood
+from .models import fcgan
+from .optimizers import SGD
+from .retraining import leave_one_out
+from .trajectory import Trajectory, train, versions
+
+ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Experiment 1 on 2D-normal: does the influence on ALL rank instances as leave-one-out retraining does?
+
+    The defaults are the published protocol: Terashita et al., ICLR 2021, section 5.1.
+    """
+
+    n: int = 10_000  #: training instances
+    epochs: int = 50
+    batch_size: int = 100
+    learning_rate: float = 1e-3
+    order: str = "simultaneous"
+    activation: str = "relu"
+    held_out: int = 1_000  #: validation instances that ALL is measured on
+    latents: int = 1_000  #: generated points that ALL is measured with
+    instances: int = 200  #: how many are left out, one at a time
+    windows: tuple[int, ...] = (1, 5, 10, 20, 50)  #: k, in epochs
+
+
+ACCURACY = {
+    "paper": Accuracy(),
+    "quick": Accuracy(n=1_000, epochs=10, held_out=300, latents=300, instances=60, windows=(1, 2, 5, 10)),
+}
+
+#: Published means over 10 seeds, read off figure 1 by eye (±.02); ALL is the green curve.
+PUBLISHED_ACCURACY = {"k": (1, 5, 10, 20, 50), "kendall_tau": (.87, .83, .86, .84, .67), "jaccard": (.57, .46, .53, .43, .30)}
+
+
+def accuracy_run(config: Accuracy, seed: int, device: str = "cpu") -> tuple[Trajectory, AverageLogLikelihood]:
+    """Train the experiment's GAN, and build its metric.
+
+    >>> run, metric = accuracy_run(Accuracy(n=200, epochs=1, held_out=20, latents=20), seed=0)
+    >>> run.steps, metric.name
+    (2, 'average log-likelihood')
+    """
+    parts = data.normal_2d(config.n, config.held_out, seed=seed)
+    gan = fcgan(seed=seed, activation=ACTIVATIONS[config.activation])
+    gan.generator.to(device), gan.discriminator.to(device)
+    run = train(gan, parts.train.to(device), config.epochs, config.batch_size, SGD(config.learning_rate), config.order, seed)
+    return run, AverageLogLikelihood(parts.valid.to(device), gan.sample_latents(config.latents, seed=[seed, 1]))
+
+
+def accuracy_experiment(config: Accuracy, seed: int, device: str = "cpu", compile: bool = False) -> tuple[list[dict], list[dict]]:
+    """Run Experiment 1 for one seed.
+
+    Args:
+        config: the protocol.
+        seed: of the data, the initialisation, the schedule and the choice of instances.
+        device: "cpu" or "cuda".
+        compile: compile first, worth it at the published size.
+
+    Returns:
+        One row per window (k, agreement, seconds), and one row per window and instance (influence, leave-one-out), both in
+        nats per held-out instance.
+    """
+    run, metric = accuracy_run(config, seed, device)
+    chosen = np.random.default_rng([seed, 2]).choice(config.n, config.instances, replace=False)
+    summary, scores = [], []
+    for k in config.windows:
+        began = time.perf_counter()
+        estimate = influence(run, metric, last_epochs=k, compile=compile)[chosen]
+        estimated = time.perf_counter()
+        truth = leave_one_out(run, metric, chosen, last_epochs=k, compile=compile)
+        seconds = {"seconds_influence": estimated - began, "seconds_leave_one_out": time.perf_counter() - estimated}
+        agreed = {name: value for name, value in asdict(agreement(estimate, truth)).items() if name not in ("n", "k")}
+        summary.append({"seed": seed, "last_epochs": k, **agreed, **seconds})
+        scores += [{"seed": seed, "last_epochs": k, "instance": int(j), "influence": float(a), "leave_one_out": float(b)}
+                   for j, a, b in zip(chosen, estimate, truth)]
+    return summary, scores
+
+
+def record_accuracy(config: Accuracy, seeds: Iterable[int], out: str | os.PathLike, device: str = "cpu", compile: bool = True) -> None:
+    """Run Experiment 1 for several seeds into the folder `out`, one file a seed; seeds already there are not run again."""
+    out = Path(out)
+    for seed in seeds:
+        done = out / f"seed-{seed}.json"
+        if done.exists() and json.loads(done.read_text())["config"] == _plain(config):
+            continue
+        began = time.perf_counter()
+        summary, scores = accuracy_experiment(config, seed, device, compile)
+        header = {"config": _plain(config), "seed": seed, "device": device_name(device), "threads": torch.get_num_threads(),
+                  "versions": versions(), "wall_seconds": round(time.perf_counter() - began, 1)}
+        write_atomically(done, json.dumps({**header, "summary": summary, "scores": scores}))
+        print(f"seed {seed}: {header['wall_seconds']:.0f} s, tau " + " ".join(f"k={r['last_epochs']}:{r['kendall_tau']:.2f}" for r in summary), flush=True)
+
+
+def gather_accuracy(out: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Merge what `record_accuracy` left in `out` into `<target>.csv`, `<target>_scores.csv` and their header `<target>.json`."""
+    runs = sorted((json.loads(path.read_text()) for path in Path(out).glob("seed-*.json")), key=lambda run: run["seed"])
+    if not runs:
+        raise FileNotFoundError(f"{out} holds no finished seed (seed-*.json): run the experiment there first")
+    target = Path(target)
+    for suffix, part in ((".csv", "summary"), ("_scores.csv", "scores")):
+        rows = [row for run in runs for row in run[part]]
+        write_atomically(target.with_name(target.name + suffix), _csv(rows))
+    header = {key: runs[0][key] for key in ("config", "device", "threads", "versions")}
+    header |= {"seeds": [run["seed"] for run in runs], "wall_seconds": [run["wall_seconds"] for run in runs],
+               "units": {"influence": "nats per held-out instance", "leave_one_out": "nats per held-out instance", "seconds": "s"}}
+    write_atomically(target.with_suffix(".json"), json.dumps(header, indent=1) + "\n")
+
+
+def save_results(out: str | os.PathLike, results: dict, rows: list[dict]) -> None:
+    """Write a notebook's numbers to `<out>/results.json` (with versions) and its table to `<out>/table.csv`, each whole or not at all.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     save_results(out, {"tau": 0.9}, [{"k": 1, "tau": 0.9}])
+    ...     print((Path(out) / "table.csv").read_text().split())
+    ['k,tau', '1,0.9']
+    """
+    write_atomically(Path(out) / "table.csv", _csv(rows))
+    write_atomically(Path(out) / "results.json", json.dumps({"results": results, "versions": versions()}, indent=1) + "\n")
+
+
+def device_name(device: str) -> str:
+    """The device in words, for a table's header."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def write_atomically(path: str | os.PathLike, text: str) -> None:
+    """Write a text file whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _plain(config) -> dict:
+    return json.loads(json.dumps(asdict(config)))
+
+
+def _csv(rows: list[dict]) -> str:
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows)
+    return lines.getvalue()
