@@ -17,7 +17,7 @@ class CompiledDynamics:
     A pull-back recomputes its step inside one compiled function: cheaper than keeping the step's intermediates.
 
     Raises:
-        RuntimeError: on the first call, where there is no C++ compiler.
+        RuntimeError: on the first call, where there is no C++ compiler, or where the compiled numbers are wrong.
     """
 
     def __init__(self, dynamics: Dynamics):
@@ -30,7 +30,7 @@ class CompiledDynamics:
         step = self._get("step", arguments, lambda *flat: self.dynamics.step(*_unflatten(state, batch, flat)).tensors())
         return state.rebuild(step(*arguments))
 
-    def linearize(self, state: State, batch: Batch, weights: Tensor) -> tuple[State, Pull]:
+    def linearize(self, state: State, batch: Batch, weights: Tensor, reusable: bool = True) -> tuple[State, Pull]:
         """`Dynamics.linearize`; it does not take the step, and returns the state it was given."""
         def pull(cotangent: State) -> tuple[State, Tensor]:
             arguments = [*cotangent.tensors(), *_arguments(state, batch, weights)]
@@ -72,10 +72,15 @@ def _compile(function: Callable, arguments: list[Tensor]) -> Callable:
             graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    fast = torch.compile(graph, dynamic=False)
+    fast = torch.no_grad()(torch.compile(graph, dynamic=False))
     try:
-        with torch.no_grad():
-            fast(*arguments)
+        seen = fast(*arguments)
     except torch._inductor.exc.InvalidCxxCompiler as error:
         raise RuntimeError("compile=True assumes a working C++ compiler, and none was found: install g++, or leave compile out") from error
-    return torch.no_grad()(fast)
+    # Compilers err: torch 2.13 drops the alpha of an addition that it fuses with a matrix product.
+    for compiled, plain in zip(seen, function(*arguments)):
+        tolerance = 1e4 * torch.finfo(plain.dtype).eps * max(1.0, float(plain.abs().max()))
+        gap = float((compiled - plain).abs().max())
+        if not gap <= tolerance:
+            raise RuntimeError(f"compile=True assumes that the compiled step equals the plain one, but they differ by {gap:.1e}: leave compile out")
+    return fast

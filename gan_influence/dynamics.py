@@ -80,8 +80,7 @@ class Dynamics:
         if self.models:
             x, z, generator_z = (None if a is None else a.expand(len(weights), *a.shape) for a in (x, z, generator_z))
         rate_g, rate_d = batch.learning_rate
-        generator = _leaves(state.generator, alias=self.order == "alternating")
-        discriminator = _leaves(state.discriminator)
+        generator, discriminator = _leaves(state.generator), _leaves(state.discriminator)
 
         with torch.enable_grad():
             fake_logits = self._logits(discriminator, self.generator(generator, z))
@@ -93,18 +92,21 @@ class Dynamics:
         with torch.enable_grad():
             if self.order == "alternating" or generator_z is not None:
                 opponent = after_d if self.order == "alternating" else discriminator
+                # The gradient that a player takes is partial: the updated discriminator depends on the generator's old
+                # parameters, so the generator's own loss is differentiated by an alias of them.
+                generator = _leaves(state.generator, alias=True)
                 fake_logits = self._logits(opponent, self.generator(generator, z if generator_z is None else generator_z))
             loss = self.gan.loss.generator(fake_logits)
         gradient = self._gradient(loss, generator, 0)
         after_g, memory_g = self.optimizer.update(state.generator, gradient, state.generator_memory, rate_g)
         return State(after_g, after_d, memory_g, memory_d)
 
-    def linearize(self, state: State, batch: Batch, weights: Tensor) -> tuple[State, Pull]:
+    def linearize(self, state: State, batch: Batch, weights: Tensor, reusable: bool = False) -> tuple[State, Pull]:
         """One step, and the function that pulls a cotangent back through it.
 
         Returns:
             The state after the step, and pull(cotangent) -> (cotangent before the step, (B,) its product with the derivative
-            by the weights). The pull-back may be called more than once; it holds the step's graph.
+            by the weights). The pull-back holds the step's graph and may be called once, or as often as wanted if `reusable`.
         """
         state, weights = state.map(lambda p: p.detach().requires_grad_()), weights.detach().requires_grad_()
         with torch.enable_grad(), deterministic(weights.device):
@@ -113,7 +115,7 @@ class Dynamics:
 
         def pull(cotangent: State) -> tuple[State, Tensor]:
             with deterministic(weights.device):
-                *pulled, row = torch.autograd.grad(outputs, inputs, cotangent.tensors(), retain_graph=False, allow_unused=True, materialize_grads=True)
+                *pulled, row = torch.autograd.grad(outputs, inputs, cotangent.tensors(), retain_graph=reusable, allow_unused=True, materialize_grads=True)
             return state.rebuild(pulled), row
 
         return after.map(Tensor.detach), pull
@@ -138,15 +140,11 @@ class Dynamics:
         share = torch.full_like(loss, 1 / loss.shape[-1])
         gradients = torch.autograd.grad(loss, list(parameters.values()), share, create_graph=differentiable, retain_graph=retain or differentiable)
         decay, kernels = self.gan.weight_decay, self.kernels[player]
-        return {name: g.add(p, alpha=decay) if name in kernels else g for (name, p), g in zip(parameters.items(), gradients)}
+        return {name: g + decay * p if name in kernels else g for (name, p), g in zip(parameters.items(), gradients)}
 
 
 def _leaves(parameters: dict[str, Tensor], alias: bool = False) -> dict[str, Tensor]:
-    """Parameters that a player's loss can be differentiated by.
-
-    The gradient that a player takes is partial. Alternating, the updated discriminator depends on the generator's old
-    parameters, so the generator's own loss is differentiated with respect to an alias of them.
-    """
+    """Parameters that a player's loss can be differentiated by; with `alias`, distinct from the state's own tensors."""
     if not torch.is_grad_enabled():
         return {name: p.detach().requires_grad_() for name, p in parameters.items()}
     return {name: p if p.requires_grad and not alias else _alias(p) for name, p in parameters.items()}

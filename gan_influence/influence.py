@@ -158,7 +158,7 @@ def _segment(run: Trajectory, dynamics: Dynamics, a: int, b: int, cotangents: li
     for first in reversed(firsts):
         state, pulls = states.pop(), []
         for t in range(first, min(first + length, b)):
-            state, pull = dynamics.linearize(state, run.batch(t), run.ones())
+            state, pull = dynamics.linearize(state, run.batch(t), run.ones(), reusable=len(cotangents) > 1)
             pulls.append(pull)
         while pulls:
             pulled = [pulls[-1](cotangent) for cotangent in cotangents]
@@ -191,7 +191,7 @@ def _implicit(run: Trajectory, gradient: State, iterations: int, tolerance: floa
     Every term is pulled through a batch of the last epoch, taken at the final state; a full batch makes it deterministic.
     """
     epoch = run.schedule.steps_per_epoch
-    pulls = [run.dynamics.linearize(run.final, run.batch(t), run.ones())[1] for t in range(max(0, run.steps - epoch), run.steps)]
+    pulls = [run.dynamics.linearize(run.final, run.batch(t), run.ones(), reusable=True)[1] for t in range(max(0, run.steps - epoch), run.steps)]
     w, size = gradient, _norm(gradient)
     for k in range(iterations):
         w, previous = gradient.rebuild(g + p for g, p in zip(gradient.tensors(), pulls[k % len(pulls)](w)[0].tensors())), w

@@ -79,3 +79,14 @@ def matrix(ax: Axes, values, title: str, limit: float, blocks: Sequence[int] = (
     ax.set_yticks(middles, labels)
     ax.set_title(title)
     ax.figure.colorbar(image, ax=ax, shrink=0.8)
+
+
+def over_steps(ax: Axes, players: Mapping[str, Sequence], title: str, ylabel: str, event: tuple[int, str]) -> None:
+    """One line per player over the training steps, on a log axis where zeros stay undrawn, with a labelled step marked."""
+    for player, values in players.items():
+        values = _array(values).astype(float)
+        values[values == 0] = np.nan
+        ax.plot(values, color=COLORS[{"generator": "generated"}.get(player, player)], label=player)
+    ax.axvline(event[0], color="black", linestyle=":", linewidth=1, label=f"{event[1]} (step {event[0]})")
+    ax.set(title=title, xlabel="training step", ylabel=ylabel, yscale="log", xlim=(0, len(values) - 1))
+    ax.legend(frameon=False, fontsize="small")

@@ -1,0 +1,186 @@
+"""The command line: `gan-influence`, or `python -m gan_influence`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import metadata
+from pathlib import Path
+
+import torch
+
+from . import __version__, experiments, links
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="gan-influence", description="Which training images hurt a GAN, and would it be better without them?",
+                                     epilog="gan-influence COMMAND --help says what a command needs and what it leaves.")
+    parser.add_argument("--version", action="version", version=f"gan-influence {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (_add_demo, _add_accuracy, _add_notebooks, _add_links):
+        command = add(commands)
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        command.set_defaults(parser=command)
+    options = parser.parse_args(arguments)
+    return options.call(options) or 0
+
+
+def _add_demo(commands) -> argparse.ArgumentParser:
+    command = commands.add_parser("demo", help="train a small GAN, find its harmful instances, train again without them", description="""\
+Run notebooks/00_start_here.ipynb from top to bottom, in about a minute on a CPU, and leave in a folder
+  00_start_here.html    the executed notebook, to read in a browser
+  00_start_here.ipynb   the same, to continue in Jupyter
+  figure-1.png ...      its figures
+  results.json          its key numbers, also printed""", epilog="""\
+example:
+  gan-influence demo -p seed 3 --out runs/seed-3""")
+    command.add_argument("--out", default="runs/demo", metavar="DIR", help="where everything goes (default: %(default)s)")
+    command.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                         help="another value for a name in the notebook's parameters cell; may be given several times")
+    command.set_defaults(call=_demo)
+    return command
+
+
+def _demo(options) -> int:
+    notebooks = _notebook_tools(options)
+    parameters, notebook = dict(options.parameter), notebooks.FOLDER / "00_start_here.ipynb"
+    if "out" in parameters:
+        options.parser.error("the notebook's parameter out is this command's --out: give that instead")
+    if not notebook.exists():
+        options.parser.error(f"the notebooks are not part of the installed package: clone {_home_page()} and run this there")
+    try:
+        executed = notebooks.run(notebook, options.out, parameters)
+    except ValueError as error:
+        options.parser.error(str(error))
+    except notebooks.papermill.PapermillExecutionError as error:
+        print(f"cell {error.cell_index} failed, {error.ename}: {error.evalue}\nThe notebook up to there: {Path(options.out) / notebook.name}", file=sys.stderr)
+        return 1
+    _report(executed)
+    return 0
+
+
+def _report(executed: Path) -> None:
+    out = executed.parent
+    results = out / "results.json"
+    if results.exists():
+        numbers = {name: value for name, value in json.loads(results.read_text())["results"].items() if isinstance(value, (int, float, str))}
+        width = max(map(len, numbers), default=0)
+        print("\nKey numbers")
+        for name, value in numbers.items():
+            print(f"  {name:{width}}  {f'{value:.4g}' if isinstance(value, float) else value}")
+    figures = len(list(out.glob("figure-*.png")))
+    print(f"\nRead {executed.with_suffix('.html')} in a browser, or continue in {executed};\n{figures} figures and results.json are beside it.")
+
+
+def _add_accuracy(commands) -> argparse.ArgumentParser:
+    command = commands.add_parser("accuracy", help="run Experiment 1: does the influence rank instances as leave-one-out retraining does?", description="""\
+Run Experiment 1 on 2D-normal with the average log-likelihood, once per seed. Every seed leaves seed-N.json when it is
+finished; the same command again goes on where it stopped. The presets:
+  quick   a tenth of the size, about a minute a seed on a CPU
+  paper   the published protocol: 10 000 instances, 50 epochs, 200 instances retrained for each of five windows""", epilog="""\
+example: the results that the notebooks show
+  gan-influence accuracy --preset paper --seeds 0:10 --out runs/accuracy_2d --record notebooks/recorded/accuracy_2d""")
+    command.add_argument("--preset", required=True, choices=list(experiments.ACCURACY), help="the size of the experiment")
+    command.add_argument("--seeds", required=True, type=_seeds, metavar="A:B", help="the seeds A, A+1, ... B-1; or a single one")
+    command.add_argument("--out", required=True, metavar="DIR", help="where the finished seeds go; one folder per preset")
+    command.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="default: %(default)s")
+    command.add_argument("--no-compile", action="store_true", help="do not compile the training step first; compiling needs a C++ compiler, and pays at the published size")
+    command.add_argument("--record", metavar="TARGET", help="then merge all seeds of DIR into TARGET.csv, TARGET_scores.csv and TARGET.json")
+    command.set_defaults(call=_accuracy)
+    return command
+
+
+def _accuracy(options) -> None:
+    if options.device == "cuda" and not torch.cuda.is_available():
+        options.parser.error("a GPU was asked for (--device cuda) but torch sees none: use --device cpu, or install the torch build for "
+                             f"your driver (this is torch {torch.__version__})")
+    config = experiments.ACCURACY[options.preset]
+    plain = json.loads(json.dumps(asdict(config)))
+    for done in sorted(Path(options.out).glob("seed-*.json")):
+        if json.loads(done.read_text())["config"] != plain:
+            options.parser.error(f"{done} was run with other settings than the preset {options.preset}: give this preset its own --out")
+    experiments.record_accuracy(config, options.seeds, options.out, options.device, compile=not options.no_compile)
+    if options.record:
+        experiments.gather_accuracy(options.out, options.record)
+
+
+def _seeds(text: str) -> range:
+    first, colon, last = text.partition(":")
+    try:
+        seeds = range(int(first), int(last) if colon else int(first) + 1)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"seeds are A:B, as in 0:10 for ten of them, but got {text!r}") from None
+    if not seeds or seeds[0] < 0:
+        raise argparse.ArgumentTypeError(f"{text} names no seed: 0:10 is the seeds 0 to 9")
+    return seeds
+
+
+def _add_notebooks(commands) -> argparse.ArgumentParser:
+    command = commands.add_parser("notebooks", help="execute the notebooks again, each in its place", description="""\
+Execute notebooks with their own parameters and store them, cleaned, in their place. One that fails stays as it was.""")
+    command.add_argument("paths", nargs="*", type=Path, metavar="NOTEBOOK", help="which ones (default: all in notebooks/)")
+    command.set_defaults(call=_notebooks)
+    return command
+
+
+def _notebooks(options) -> int:
+    notebooks = _notebook_tools(options)
+    paths = options.paths or sorted(notebooks.FOLDER.glob("*.ipynb"))
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        options.parser.error(f"no such notebook: {', '.join(missing)}")
+    failed = 0
+    for path in paths:
+        try:
+            print(f"{path.name}: {notebooks.refresh(path):.0f} s", flush=True)
+        except notebooks.CellExecutionError as error:
+            failed += 1
+            print(f"{path.name} stays as it was, because a cell failed:\n{error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _add_links(commands) -> argparse.ArgumentParser:
+    command = commands.add_parser("links", help="make the Colab, Binder and GitHub links follow pyproject.toml", description="""\
+The repository's address is written once, in pyproject.toml. Rewrite every link to it in README.md and notebooks/*.ipynb.""",
+                                  epilog="""\
+example: after forking
+  gan-influence links --repository ada/gan_influence""")
+    command.add_argument("--check", action="store_true", help="change nothing; list the links that disagree, with exit status 1 if there are any")
+    command.add_argument("--repository", metavar="OWNER/NAME", help="write this address into pyproject.toml first")
+    command.set_defaults(call=_links)
+    return command
+
+
+def _links(options) -> int:
+    if options.check and options.repository:
+        options.parser.error("--check changes nothing and --repository does: give one of them")
+    try:
+        if options.repository:
+            links.rename(options.repository)
+        if options.check:
+            wrong = links.disagreements()
+            print("\n".join(wrong) if wrong else f"every link leads to {links.repository()}")
+            return 1 if wrong else 0
+        print("\n".join(links.rewrite()) or "nothing to change")
+        return 0
+    except (ValueError, FileNotFoundError) as error:
+        options.parser.error(str(error))
+
+
+def _notebook_tools(options):
+    # Imported here, because scoring a GAN needs none of it.
+    try:
+        from . import notebooks
+    except ModuleNotFoundError as error:
+        options.parser.error(f"this command runs notebooks, which needs {error.name}: pip install 'gan-influence[notebooks]'")
+    return notebooks
+
+
+def _home_page() -> str:
+    # From the installed metadata: an installed package has no pyproject.toml beside it.
+    return dict(entry.split(", ", 1) for entry in metadata("gan-influence").get_all("Project-URL", []))["Repository"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""Influence against slower and simpler computations: unrolled autograd, dense Jacobians, finite weights, closed forms."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_data, tiny_gan, tiny_metric, tiny_run
+from textbook import textbook_run, textbook_step
+from torch import nn
+
+import gan_influence as gi
+from gan_influence.influence import _gradient
+from gan_influence.trajectory import last
+
+
+def relative_error(a, b):
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def unrolled_influence(run, metric):
+    """Minus the gradient of the metric by all instances' weights, through the textbook's whole run at once."""
+    weights = torch.ones(run.n, dtype=run.x.dtype, device=run.x.device, requires_grad=True)
+    value = metric(run.gan, gi.State(*textbook_run(run, weights)))
+    return -torch.autograd.grad(value, weights)[0].cpu()
+
+
+def data_dependent_run(order, activation, device, decay):
+    """A recording whose batches follow the data: sorted by a coordinate, the extremes in every batch, some twice in one."""
+    gan, x = tiny_gan(activation, device, weight_decay=decay), tiny_data(device=device)
+    by_first = x[:, 0].argsort().cpu().view(4, 6).tolist()
+    by_second = x[:, 1].argsort().cpu().view(6, 4).T.tolist()
+    indices = torch.tensor([*by_first, *by_second, *by_first])
+    indices[:, 0], indices[5, 1] = indices[0, 0], indices[5, 2]
+    latents, generator_latents = torch.from_numpy(np.random.default_rng(1).standard_normal((2, *indices.shape, 3)))
+    return gi.Trajectory.from_recording(gan, x, indices, latents, gi.SGD(generator=0.05, discriminator=np.linspace(0.2, 0.1, len(indices))), order, generator_latents)
+
+
+@pytest.mark.parametrize("order", ["simultaneous", "alternating"])
+@pytest.mark.parametrize("decay", [0.0, 0.05])
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+@pytest.mark.parametrize("source", ["train", "recording"])
+def test_equals_differentiation_through_the_unrolled_run(order, decay, activation, source, device):
+    make = {"train": lambda: tiny_run(order, activation=activation, device=device, weight_decay=decay),
+            "recording": lambda: data_dependent_run(order, activation, device, decay)}
+    run = make[source]()
+    metric = tiny_metric(run.gan)
+    assert relative_error(gi.influence(run, metric), unrolled_influence(run, metric)) < 1e-10
+
+
+@pytest.mark.parametrize("order", ["simultaneous", "alternating"])
+def test_equals_the_product_of_dense_jacobians(order):
+    run = tiny_run(order, weight_decay=0.05)
+    metric = tiny_metric(run.gan)
+    u = torch.cat([g.flatten() for g in _gradient(run, metric).tensors()])
+    expected = torch.zeros(run.n, dtype=torch.float64)
+    sizes = [p.numel() for p in run.final.tensors()]
+
+    for t in reversed(range(run.steps)):
+        drawn, (z, generator_z) = run.schedule.indices(t), run.schedule.latents(t)
+
+        def flat_step(theta, weights, t=t, drawn=drawn, z=z, generator_z=generator_z):
+            parts = [p.view_as(like) for p, like in zip(theta.split(sizes), run.final.tensors())]
+            generator, discriminator, *_ = run.final.rebuild(parts)
+            after = textbook_step(run.gan, generator, discriminator, run.x[drawn], weights, z, z if generator_z is None else generator_z,
+                                  *run.learning_rates[t], order, 0.05)
+            return torch.cat([p.flatten() for player in after for p in player.values()])
+
+        theta = torch.cat([p.flatten() for p in run.state(t).tensors()])
+        by_state, by_weights = torch.func.jacrev(flat_step, (0, 1))(theta, torch.ones(len(drawn), dtype=torch.float64))
+        expected[drawn] -= u @ by_weights
+        u = u @ by_state
+    assert relative_error(gi.influence(run, metric), expected) < 1e-10
+
+
+@pytest.mark.parametrize("loss", ["non_saturating", "minimax", "wasserstein", "hinge", "least_squares"])
+@pytest.mark.parametrize("order", ["simultaneous", "alternating"])
+def test_error_of_a_fractional_removal_falls_like_its_square(order, loss, device):
+    run = tiny_run(order, device=device, loss=loss)
+    metric, j = tiny_metric(run.gan), int(run.schedule.indices(0)[0])
+    predicted = gi.influence(run, metric)[j]
+    fractions = np.logspace(-2, -3, 5)
+
+    def measured(eps):
+        keep = torch.ones(run.n, dtype=torch.float64, device=device)
+        keep[j] = 1 - eps
+        return metric(run.gan, last(run.walk(run.initial, 0, run.steps, keep))) - metric(run.gan, run.final)
+
+    errors = [abs(float(measured(eps).detach() - eps * predicted)) for eps in fractions]
+    assert 1.95 < np.polyfit(np.log(fractions), np.log(errors), 1)[0] < 2.05
+
+
+@pytest.mark.parametrize("order", ["simultaneous", "alternating"])
+@pytest.mark.parametrize("last_epochs", [1, 2, None])
+def test_pushing_forward_and_pulling_back_are_one_linear_map(order, last_epochs, device):
+    run = tiny_run(order, device=device)
+    metric = tiny_metric(run.gan)
+    scores, gradient = gi.influence(run, metric, last_epochs), _gradient(run, metric).tensors()
+    for j in (0, 5, run.n - 1):
+        pushed = gi.parameter_influence(run, j, last_epochs).tensors()
+        assert float(sum((g * p).sum() for g, p in zip(gradient, pushed))) == pytest.approx(float(scores[j]), rel=1e-10)
+
+
+def test_an_instance_acts_on_the_generator_only_through_the_discriminator():
+    run = tiny_run("simultaneous")
+    forward = run.gan.apply_discriminator
+    fake_shape = (run.schedule.batch_size, 2)
+
+    def without_cross_block(parameters, x):  # the generator's loss no longer sees the discriminator's parameters
+        if x.requires_grad and x.shape == fake_shape:
+            parameters = {name: p.detach() for name, p in parameters.items()}
+        return forward(parameters, x)
+
+    metric = tiny_metric(run.gan)
+    assert gi.influence(run, metric).abs().max() > 0
+    run.dynamics.discriminator = without_cross_block
+    assert torch.equal(gi.influence(run, metric), torch.zeros(run.n, dtype=torch.float64))
+
+
+def test_a_window_of_one_step_is_zero_exactly_when_updates_are_simultaneous():
+    x = tiny_data(6)
+    for order, zero in (("simultaneous", True), ("alternating", False)):
+        run = gi.train(tiny_gan(), x, epochs=1, batch_size=6, optimizer=gi.SGD(0.1), order=order)
+        assert bool((gi.influence(run, tiny_metric(run.gan)) == 0).all()) is zero
+
+
+def test_an_instance_outside_the_window_has_no_influence():
+    run = tiny_run(n=27)  # 27 = 4·6 + 3: three sit out every epoch
+    scores = gi.influence(run, tiny_metric(run.gan), last_epochs=1)
+    drawn = np.unique(run.draws(run.window(1)))
+    absent = np.setdiff1d(np.arange(27), drawn)
+    assert len(absent) == 3 and bool((scores[absent] == 0).all()) and bool((scores[drawn] != 0).all())
+
+
+@pytest.mark.parametrize("order", ["simultaneous", "alternating"])
+def test_many_metrics_share_one_sweep(order):
+    run = tiny_run(order)
+    metrics = {"all": tiny_metric(run.gan), "loss": gi.metrics.DiscriminatorLoss(tiny_data(10), run.gan.sample_latents(10, seed=2))}
+    together = gi.influence(run, metrics, last_epochs=2)
+    assert list(together) == ["all", "loss"]
+    for name, metric in metrics.items():
+        torch.testing.assert_close(together[name], gi.influence(run, metric, last_epochs=2), rtol=1e-12, atol=1e-18)
+
+
+@pytest.mark.parametrize("stride", [1, 3, 12])
+@pytest.mark.parametrize("graph_bytes", [1, 10**5, 10**9])
+def test_memory_settings_do_not_change_the_result(stride, graph_bytes, monkeypatch):
+    run = tiny_run(stride=stride, epochs=4)
+    metric = tiny_metric(run.gan)
+    expected = unrolled_influence(run, metric)
+    monkeypatch.setattr(sys.modules["gan_influence.influence"], "GRAPH_BYTES", graph_bytes)  # the name is the function's too
+    assert relative_error(gi.influence(run, metric), expected) < 1e-10
+
+
+@pytest.mark.parametrize("order", ["simultaneous", "alternating"])
+def test_compiled_equals_eager(order):
+    run = tiny_run(order, epochs=2, activation=nn.ReLU, weight_decay=0.05)
+    metrics = {"all": tiny_metric(run.gan), "loss": gi.metrics.DiscriminatorLoss(tiny_data(10), run.gan.sample_latents(10, seed=2))}
+    eager, fast = gi.influence(run, metrics), gi.influence(run, metrics, compile=True)
+    assert max(relative_error(fast[name], eager[name]) for name in metrics) < 1e-12
+
+
+def test_single_precision_agrees_with_double():
+    double, single = (tiny_run("simultaneous", dtype=dtype) for dtype in (torch.float64, torch.float32))
+    assert relative_error(gi.influence(single, tiny_metric(single.gan)), gi.influence(double, tiny_metric(double.gan))) < 1e-3
+    assert gi.influence(single, tiny_metric(single.gan)).dtype == torch.float64
+
+
+class Momentum(gi.SGD):
+    """Heavy-ball momentum: shows that an optimiser's memory is differentiated too."""
+
+    name = "momentum"
+
+    def init(self, parameters):
+        return {name: torch.zeros_like(p) for name, p in parameters.items()}
+
+    def update(self, parameters, gradients, memory, learning_rate):
+        memory = {name: 0.9 * memory[name] + g for name, g in gradients.items()}
+        return {name: p - learning_rate * memory[name] for name, p in parameters.items()}, memory
+
+
+def test_an_optimiser_with_memory_needs_nothing_else(tmp_path):
+    gan, x = tiny_gan(), tiny_data()
+    run = gi.train(gan, x, epochs=2, batch_size=6, optimizer=Momentum(0.02), order="alternating")
+    metric, j, eps = tiny_metric(gan), 4, 1e-5
+    keep = torch.ones(run.n, dtype=torch.float64)
+    keep[j] = 1 - eps
+    measured = float(metric(gan, last(run.walk(run.initial, 0, run.steps, keep))).detach() - metric(gan, run.final).detach()) / eps
+    assert float(gi.influence(run, metric)[j]) == pytest.approx(measured, rel=1e-3)
+    assert float(gi.leave_one_out(run, metric, [j])) == pytest.approx(float(metric(gan, gi.retrain(run, [j])).detach() - metric(gan, run.final).detach()), rel=1e-9)
+    run.save(tmp_path / "run")
+    again = gi.Trajectory.load(tmp_path / "run", gan, x, optimizer=Momentum(0.02))
+    assert all(torch.equal(a, b) for a, b in zip(again.final.tensors(), run.final.tensors()))
+    with pytest.raises(ValueError, match="optimiser 'momentum'.*optimizer="):
+        gi.Trajectory.load(tmp_path / "run", gan, x)
+
+
+# The linear-quadratic GAN has a closed form; latents with exact moments make it exact for a finite batch too.
+
+class Quadratic:
+    """V(a, b) = a² + 3b, through the generator's samples at the latents ±1."""
+
+    name, higher_is_better = "a² + 3b", True
+
+    def __call__(self, gan, state):
+        high, low = gan.generate(state, torch.tensor([[1.0], [-1.0]], dtype=torch.float64))
+        return (((high - low) / 2) ** 2 + 3 * (high + low) / 2).sum()
+
+
+def settled_lqgan(variant, steps, rate, n=40):
+    x = torch.from_numpy(np.random.default_rng(0).normal(1.0, 2.0, (n, 1)))
+    z = torch.from_numpy(np.random.default_rng(1).standard_normal((n, 1)))
+    z = (z - z.mean()) / z.std(unbiased=False)
+    gan = gi.models.lqgan(variant)
+    a, b = x.std(unbiased=False).reshape(1), x.mean().reshape(1)
+    optimum = gi.State({"a": a, "b": b}, {"w": torch.zeros(1, 2, dtype=torch.float64)})
+    return gi.Trajectory.from_recording(gan, x, torch.arange(n).repeat(steps, 1), z.repeat(steps, 1, 1), gi.SGD(rate), "simultaneous",
+                                        initial=optimum, final=optimum if variant == "non_saturating" else None), 2 * float(a), 3.0
+
+
+@pytest.mark.parametrize("variant, rate, steps", [("non_saturating", 0.1, 4000), ("wasserstein", 0.05, 4000)])
+@pytest.mark.parametrize("method", ["itd", "aid"])
+def test_lqgan_at_its_optimum_has_the_closed_form(variant, rate, steps, method):
+    run, v_a, v_b = settled_lqgan(variant, steps if method == "itd" else 1, rate)
+    expected = gi.models.lqgan_influence(run.x, v_a, v_b)
+    estimate = gi.influence(run, Quadratic(), method=method, iterations=100_000, tolerance=1e-15)
+    assert relative_error(estimate, expected) < 1e-10
+
+
+def test_aid_does_not_depend_on_the_step_size():
+    scores = [gi.influence(settled_lqgan("non_saturating", 1, rate)[0], Quadratic(), method="aid") for rate in (0.05, 0.1)]
+    assert relative_error(scores[0], scores[1]) < 1e-9
+
+
+def test_aid_refuses_to_sum_a_diverging_series():
+    run, *_ = settled_lqgan("non_saturating", 1, 20.0)
+    with pytest.raises(FloatingPointError, match="diverges.*lower the learning rate"):
+        gi.influence(run, Quadratic(), method="aid")
+
+
+def test_a_planted_outlier_is_harmful_and_its_removal_helps():
+    data = gi.data.normal_2d(train=300, valid=200, test=200, seed=0)
+    x = data.train.clone()
+    x[:15] = torch.tensor([-6.0, 6.0], dtype=torch.float64)
+    gan = gi.models.fcgan()
+    run = gi.train(gan, x, epochs=100, batch_size=50, optimizer=gi.SGD(0.05), seed=0)
+    metric = gi.metrics.AverageLogLikelihood(data.valid, gan.sample_latents(200, seed=1))
+    harmful = gi.harmfulness(gi.influence(run, metric, last_epochs=5), metric)
+    worst = harmful.topk(15).indices
+    assert len(set(worst.tolist()) & set(range(15))) >= 12
+    assert metric(gan, gi.retrain(run, worst, last_epochs=5)) > metric(gan, run.final)

@@ -1,0 +1,129 @@
+"""Metrics and agreement against direct formulas, finite differences and scipy."""
+
+import math
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_data, tiny_gan, tiny_metric
+from scipy import stats
+
+import gan_influence as gi
+
+
+@pytest.mark.parametrize("bandwidth", [1.0, 0.3])
+def test_average_log_likelihood_is_its_definition(bandwidth, device):
+    gan = tiny_gan(device=device)
+    x, z, state = tiny_data(30).to(device), gan.sample_latents(20, seed=0), gan.state()
+    centres = gan.generate(state, z).cpu().numpy()
+    densities = [np.mean([stats.multivariate_normal(c, bandwidth**2 * np.eye(2)).pdf(p) for c in centres]) for p in x.cpu().numpy()]
+    value = gi.metrics.AverageLogLikelihood(x, z, bandwidth)(gan, state)
+    assert float(value) == pytest.approx(np.log(densities).mean(), rel=1e-12)
+
+
+def test_average_log_likelihood_far_away_does_not_underflow():
+    gan = tiny_gan()
+    x = torch.full((3, 2), 1e3, dtype=torch.float64)
+    centre = gan.generate(gan.state(), gan.sample_latents(1, seed=0))
+    expected = -0.5 * ((x - centre) ** 2).sum(1).mean() - math.log(2 * math.pi)
+    assert float(gi.metrics.AverageLogLikelihood(x, gan.sample_latents(1, seed=0))(gan, gan.state())) == pytest.approx(float(expected), rel=1e-12)
+
+
+@pytest.mark.parametrize("make", [tiny_metric, lambda gan: gi.metrics.DiscriminatorLoss(tiny_data(9), gan.sample_latents(7, seed=1))])
+def test_gradients_equal_finite_differences(make):
+    gan = tiny_gan()
+    metric = make(gan)
+    state = gan.state().map(lambda p: p.requires_grad_())
+    gradient = torch.autograd.grad(metric(gan, state), state.tensors(), allow_unused=True)
+    for player, name in (("generator", "0.weight"), ("generator", "2.bias"), ("discriminator", "2.weight")):
+        position = list(state.named()).index(f"{player}.{name}")
+        found = 0.0 if gradient[position] is None else float(gradient[position].flatten()[1])
+        sides = []
+        for h in (1e-5, -1e-5):
+            moved = gan.state()
+            moved.named()[f"{player}.{name}"].view(-1)[1] += h
+            sides.append(float(metric(gan, moved)))
+        assert found == pytest.approx((sides[0] - sides[1]) / 2e-5, rel=1e-6, abs=1e-9)
+
+
+def test_chunks_do_not_change_value_or_gradient():
+    gan = tiny_gan()
+    results = []
+    for chunk_bytes in (1, 1000, 2**25):
+        metric = gi.metrics.AverageLogLikelihood(tiny_data(30), gan.sample_latents(20, seed=0), chunk_bytes=chunk_bytes)
+        state = gan.state().map(lambda p: p.requires_grad_())
+        value = metric(gan, state)
+        results.append([value.detach(), *torch.autograd.grad(value, list(state.generator.values()))])
+    for other in results[1:]:
+        for a, b in zip(results[0], other):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads peak memory from /proc")
+def test_ten_thousand_squared_fits_in_one_gigabyte():
+    script = textwrap.dedent("""
+        import torch, gan_influence as gi
+        def peak(): return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) / 2**20
+        before = peak()
+        gan = gi.models.fcgan()
+        metric = gi.metrics.AverageLogLikelihood(gi.data.normal_2d(valid=10_000).valid, gan.sample_latents(10_000, seed=0))
+        state = gan.state().map(lambda p: p.requires_grad_())
+        torch.autograd.grad(metric(gan, state), list(state.generator.values()))
+        print(peak() - before)
+    """)
+    assert float(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout) < 1.0
+
+
+def test_discriminator_loss_is_the_loss_of_the_game():
+    gan, x = tiny_gan(), tiny_data(9)
+    z = gan.sample_latents(7, seed=1)
+    real, fake = gan.discriminator(x)[:, 0], gan.discriminator(gan.generator(z))[:, 0]
+    expected = torch.log1p(torch.exp(-real)).mean() + torch.log1p(torch.exp(fake)).mean()
+    torch.testing.assert_close(gi.metrics.DiscriminatorLoss(x, z)(gan, gan.state()), expected.detach())
+    assert not gi.metrics.DiscriminatorLoss.higher_is_better and gi.metrics.AverageLogLikelihood.higher_is_better
+
+
+def test_agreement_counts_what_it_says():
+    estimate = np.arange(200.0)
+    truth = estimate.copy()
+    truth[[0, 150]] = truth[[150, 0]]  # one of the ten lowest leaves
+    found = gi.agreement(estimate, truth)
+    assert found.jaccard_lowest == pytest.approx(9 / 11) and found.jaccard_highest == 1.0 and found.jaccard == pytest.approx(19 / 21)
+    assert found.kendall_tau == pytest.approx(stats.kendalltau(estimate, truth).statistic)
+    assert gi.agreement(3 * truth + 1, truth).slope == pytest.approx(3) and gi.agreement(-truth, truth).pearson == pytest.approx(-1)
+    assert (found.n, found.k) == (200, 10)
+
+
+def test_jaccard_by_chance_is_the_average_of_random_estimates():
+    random = np.random.default_rng(0)
+    truth = random.standard_normal(60)
+    measured = [gi.agreement(random.standard_normal(60), truth, k=5).jaccard for _ in range(1500)]
+    expected = gi.agreement(truth, truth, k=5).jaccard_by_chance
+    assert np.mean(measured) == pytest.approx(expected, abs=4 * np.std(measured) / 1500**0.5)
+    assert gi.agreement(np.arange(200.0), np.arange(200.0)).jaccard_by_chance == pytest.approx(0.053, abs=1e-3)  # as published
+
+
+def test_agreement_refuses_what_it_cannot_compare():
+    with pytest.raises(ValueError, match="same two or more instances, got 10 and 5"):
+        gi.agreement(np.arange(10.0), np.arange(5.0))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        gi.agreement([1.0, np.nan], [1.0, 2.0])
+
+
+def test_harmful_means_that_removal_improves():
+    scores = torch.tensor([1.0, -2.0])
+    gan = tiny_gan()
+    assert torch.equal(gi.harmfulness(scores, tiny_metric(gan)), scores)
+    assert torch.equal(gi.harmfulness(scores, gi.metrics.DiscriminatorLoss(tiny_data(2), gan.sample_latents(2, seed=0))), -scores)
+
+
+def test_data_are_drawn_as_published():
+    parts = gi.data.normal_2d(train=200_000, valid=10, test=10, seed=1)
+    torch.testing.assert_close(parts.train.mean(0), torch.ones(2, dtype=torch.float64), atol=0.01, rtol=0)
+    torch.testing.assert_close(parts.train.T.cov(), torch.tensor([[1, 0.8], [0.8, 1]], dtype=torch.float64), atol=0.02, rtol=0)
+    assert torch.equal(parts.valid, gi.data.normal_2d(train=5, valid=10, test=3, seed=1).valid)
+    assert not torch.equal(parts.valid, parts.test)

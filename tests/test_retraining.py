@@ -1,0 +1,107 @@
+"""Counterfactual runs against one-by-one replays, and the joining rule that makes them cheap."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_data, tiny_gan, tiny_metric, tiny_run
+from textbook import textbook_run
+from torch import nn
+
+import gan_influence as gi
+from gan_influence import retraining
+from gan_influence.trajectory import last
+
+
+def replayed(run, removed, start=0):
+    keep = torch.ones(run.n, dtype=run.x.dtype, device=run.x.device)
+    keep[removed] = 0
+    return last(run.walk(run.state(start), start, run.steps, keep))
+
+
+@pytest.mark.parametrize("order", ["simultaneous", "alternating"])
+@pytest.mark.parametrize("last_epochs", [1, 2, None])
+@pytest.mark.parametrize("models_at_once", [1, 4, 50])
+def test_leave_one_out_equals_one_by_one_replays(order, last_epochs, models_at_once, device):
+    run = tiny_run(order, n=27, activation=nn.ReLU, device=device, weight_decay=0.01)
+    metric, start = tiny_metric(run.gan), run.window(last_epochs)
+    instances = [5, 0, 26, 5, 13, 1, 2, 3, 4]
+    truth = gi.leave_one_out(run, metric, instances, last_epochs, models_at_once)
+    before = metric(run.gan, run.final).detach()
+    expected = torch.stack([metric(run.gan, replayed(run, j, start)).detach() - before for j in instances]).cpu()
+    torch.testing.assert_close(truth, expected, rtol=0, atol=1e-14)
+    assert truth.abs().max() > 1e-6
+
+
+def test_leave_one_out_equals_the_textbook():
+    run = tiny_run("alternating")
+    metric, weights = tiny_metric(run.gan), torch.ones(run.n, dtype=torch.float64)
+    base = metric(run.gan, gi.State(*textbook_run(run, weights)))
+    for j in (0, 11):
+        without = weights.clone()
+        without[j] = 0
+        expected = metric(run.gan, gi.State(*textbook_run(run, without))) - base
+        assert float(gi.leave_one_out(run, metric, [j])) == pytest.approx(float(expected.detach()), abs=1e-13)
+
+
+def test_nothing_removed_is_the_recorded_run_bit_for_bit():
+    run = tiny_run()
+    for unchanged in (gi.retrain(run, []), gi.retrain(run, [], last_epochs=1), replayed(run, [])):
+        assert all(torch.equal(a, b) for a, b in zip(unchanged.tensors(), run.final.tensors()))
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_sets_are_removed_together(compile):
+    run = tiny_run("simultaneous", n=27)
+    sets = [[0, 5, 9], [3], [], [1, 2, 3, 4, 5, 6, 7], torch.arange(27)]
+    for one, state in zip(sets, gi.retrain(run, sets, last_epochs=2, compile=compile), strict=True):
+        expected = replayed(run, one, run.window(2))
+        for a, b in zip(state.tensors(), expected.tensors()):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+        alone = gi.retrain(run, one, last_epochs=2)
+        for a, b in zip(alone.tensors(), expected.tensors()):
+            assert torch.equal(a, b)
+
+
+def test_a_model_joins_where_its_instance_first_appears(monkeypatch):
+    run, starts = tiny_run(n=60, epochs=1), []
+    walk = type(run).walk
+    monkeypatch.setattr(type(run), "walk", lambda self, state, start, stop, keep=None, dynamics=None: (
+        starts.append(start) if keep is not None else None, walk(self, state, start, stop, keep, dynamics))[1])
+    gi.leave_one_out(run, tiny_metric(run.gan), range(60), models_at_once=6)
+    assert starts == list(range(10))
+
+
+def test_an_instance_never_drawn_changes_nothing():
+    run = tiny_run(n=27)
+    absent = np.setdiff1d(np.arange(27), run.draws(run.window(1)))
+    assert bool((gi.leave_one_out(run, tiny_metric(run.gan), absent, last_epochs=1) == 0).all())
+
+
+def test_groups_shrink_when_memory_runs_out(monkeypatch):
+    run, sizes = tiny_run(), []
+    run_group = retraining._run_group
+
+    def small_machine(run, sets, start, size, compile):
+        sizes.append(size)
+        if size > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return run_group(run, sets, start, size, compile)
+
+    metric = tiny_metric(run.gan)
+    expected = gi.leave_one_out(run, metric, range(24))
+    monkeypatch.setattr(retraining, "_run_group", small_machine)
+    torch.testing.assert_close(gi.leave_one_out(run, metric, range(24)), expected, rtol=0, atol=1e-14)
+    assert sizes[0] == 24 and sizes[-1] == 3
+
+
+def test_many_metrics_in_one_pass():
+    run = tiny_run()
+    metrics = {"all": tiny_metric(run.gan), "loss": gi.metrics.DiscriminatorLoss(tiny_data(5), run.gan.sample_latents(5, seed=0))}
+    truth = gi.leave_one_out(run, metrics, [1, 2])
+    assert torch.equal(truth["loss"], gi.leave_one_out(run, metrics["loss"], [1, 2])) and list(truth) == ["all", "loss"]
+
+
+def test_single_precision_keeps_its_type():
+    run = gi.train(tiny_gan(dtype=torch.float32), tiny_data(dtype=torch.float32), 2, 6, gi.SGD(0.1))
+    assert gi.retrain(run, [[1], [2]])[0].generator["0.weight"].dtype == torch.float32
+    assert gi.leave_one_out(run, tiny_metric(run.gan), [1]).dtype == torch.float64

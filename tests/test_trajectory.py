@@ -1,0 +1,162 @@
+"""Runs as values: exact replay, cost known beforehand, and files that are whole or refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_data, tiny_gan, tiny_run
+
+import gan_influence as gi
+from gan_influence.trajectory import Schedule, default_stride
+
+
+def equal(a, b):
+    return all(torch.equal(p, q) for p, q in zip(a.tensors(), b.tensors(), strict=True))
+
+
+@pytest.mark.parametrize("order", ["simultaneous", "alternating"])
+@pytest.mark.parametrize("stride", [1, 3, 5, 100])
+def test_replay_is_bit_for_bit(order, stride, device):
+    run, dense = tiny_run(order, epochs=4, device=device, stride=stride), tiny_run(order, epochs=4, device=device, stride=1)
+    assert equal(run.replay(), run.final) and equal(run.replay(5), run.final)
+    assert all(equal(run.state(t), dense.state(t)) for t in range(run.steps + 1))
+    assert sorted(run.states) == [*range(0, run.steps, stride), run.steps]
+
+
+def test_the_schedule_is_a_pure_function_of_seed_and_step():
+    schedule = Schedule(n=20, batch_size=6, epochs=3, latent_dim=4, shared=False, seed=9)
+    again = Schedule(n=20, batch_size=6, epochs=3, latent_dim=4, shared=False, seed=9)
+    for t in reversed(range(9)):  # asked in another order
+        assert torch.equal(again.indices(t), schedule.indices(t))
+        assert all(torch.equal(a, b) for a, b in zip(again.latents(t), schedule.latents(t)))
+    assert not torch.equal(*schedule.latents(0))  # each player draws its own
+    assert Schedule(20, 6, 3, 4, True, 9).latents(0)[1] is None
+    assert not torch.equal(Schedule(20, 6, 3, 4, False, 10).indices(0), schedule.indices(0))
+    for epoch in range(3):  # an epoch never repeats an instance
+        assert len(set(torch.cat([schedule.indices(3 * epoch + i) for i in range(3)]).tolist())) == 18
+
+
+def test_cost_is_known_before_training():
+    gan = tiny_gan()
+    for stride in (None, 1, 5):
+        run = gi.train(gan, tiny_data(), 4, 6, gi.SGD(0.1), stride=stride)
+        assert gi.trajectory_bytes(gan, 24, 4, 6, stride=stride) == run.nbytes
+    assert gi.trajectory_bytes(gi.models.fcgan(), 10_000, 50) < 20e6
+    assert default_stride(5000, 100) == 50 and default_stride(10, 10) == 2 and default_stride(7, 7) == 1
+
+
+@pytest.mark.parametrize("order", ["simultaneous", "alternating"])
+def test_save_and_load(order, tmp_path, device):
+    run = tiny_run(order, device=device, learning_rate=[0.1] * 6 + [0.05] * 6)
+    run.save(tmp_path / "a" / "run")
+    assert sorted(os.listdir(tmp_path / "a" / "run")) == ["states.safetensors", "trajectory.json"]
+    again = gi.Trajectory.load(tmp_path / "a" / "run", tiny_gan(device=device), run.x)
+    assert sorted(again.states) == sorted(run.states) and all(equal(again.states[t], run.states[t]) for t in run.states)
+    assert equal(again.replay(), run.final)
+    header = json.loads((tmp_path / "a" / "run" / "trajectory.json").read_text())
+    assert header["versions"]["torch"] == torch.__version__ and header["schedule"]["seed"] == 7
+
+
+def recording(order, generator_latents=True):
+    gan, x = tiny_gan(), tiny_data()
+    indices = np.random.default_rng(0).integers(0, 24, (10, 6))
+    latents, own = np.random.default_rng(1).standard_normal((2, 10, 6, 3))
+    options = {"order": order, "generator_latents": own if generator_latents else None}
+    return gan, x, indices, latents, options
+
+
+@pytest.mark.parametrize("order", ["simultaneous", "alternating"])
+@pytest.mark.parametrize("own", [True, False])
+def test_recordings_are_replayed_saved_and_checked(order, own, tmp_path):
+    gan, x, indices, latents, options = recording(order, own)
+    run = gi.Trajectory.from_recording(gan, x, indices, latents, gi.SGD(0.1), **options)
+    assert equal(run.initial, gan.state())
+    run.save(tmp_path / "run")
+    again = gi.Trajectory.load(tmp_path / "run", gan, x)
+    assert equal(again.final, run.final) and equal(again.replay(3), run.final)
+    same = gi.Trajectory.from_recording(gan, x, indices, latents, gi.SGD(0.1), **options, final=run.final)
+    assert equal(same.final, run.final)
+    started = gi.Trajectory.from_recording(tiny_gan(seed=8), x, indices, latents, gi.SGD(0.1), **options, initial=gan.state())
+    assert equal(started.final, run.final)
+
+
+@pytest.mark.parametrize("wrong", [{"order": "simultaneous"}, {"optimizer": gi.SGD(0.1001)}, {"initial": tiny_gan(seed=8).state()},
+                                   {"gan": tiny_gan(loss="minimax")}, {"gan": tiny_gan(weight_decay=1e-3)}, {"generator_latents": None}])
+def test_a_recording_that_ends_elsewhere_is_refused(wrong):
+    gan, x, indices, latents, options = recording("alternating")
+    arguments = {"gan": gan, "x": x, "indices": indices, "latents": latents, "optimizer": gi.SGD(0.1), **options}
+    final = gi.Trajectory.from_recording(**arguments).final
+    with pytest.raises(ValueError, match="away from `final`.*order, the learning rate, the latents"):
+        gi.Trajectory.from_recording(**arguments | wrong, final=final)
+
+
+def test_recordings_with_wrong_shapes_are_refused():
+    gan, x, indices, latents, _ = recording("alternating")
+    for arguments, message in [((indices + 10, latents), r"indices must lie in 0\.\.23.*got 10\.\.33"), ((indices[0], latents), r"\(T, B\).*got shape \(6,\)"),
+                               ((indices, latents[:5]), r"latents must be \(T, B, latent_dim\) = \(10, 6, 3\).*got \(5, 6, 3\)")]:
+        with pytest.raises(ValueError, match=message):
+            gi.Trajectory.from_recording(gan, x, *arguments, gi.SGD(0.1))
+
+
+def test_another_data_set_or_gan_is_refused(tmp_path):
+    run = tiny_run()
+    run.save(tmp_path)
+    other = run.x.clone()
+    other[3, 1] += 1e-12
+    with pytest.raises(ValueError, match="recorded with another training set.*fingerprint.*pass the one that was trained"):
+        gi.Trajectory.load(tmp_path, run.gan, other)
+    with pytest.raises(ValueError, match="recorded with another GAN.*weight_decay 0.0, given was 0.1"):
+        gi.Trajectory.load(tmp_path, tiny_gan(weight_decay=0.1), run.x)
+
+
+@pytest.mark.parametrize("file", ["states.safetensors", "trajectory.json"])
+@pytest.mark.parametrize("damage", ["truncate", "foreign", "remove"])
+def test_damaged_files_are_refused(file, damage, tmp_path):
+    run = tiny_run()
+    run.save(tmp_path)
+    path = tmp_path / file
+    {"truncate": lambda: path.write_bytes(path.read_bytes()[:-100]), "foreign": lambda: path.write_bytes(b"\x93NUMPY" * 40), "remove": path.unlink}[damage]()
+    with pytest.raises(ValueError, match="does not hold a whole trajectory.*record the run again"):
+        gi.Trajectory.load(tmp_path, run.gan, run.x)
+
+
+def test_a_file_of_another_format_or_with_wrong_tensors_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+    run = tiny_run()
+    run.save(tmp_path)
+    header, tensors = json.loads((tmp_path / "trajectory.json").read_text()), load_file(tmp_path / "states.safetensors")
+    for change, drop, message in [({"format": 99}, None, "format 99, this version reads 1"), ({}, "4/generator.0.weight", "state 4 should hold generator.0.weight .* found nothing")]:
+        kept = {name: p for name, p in tensors.items() if name != drop}
+        save_file(kept, tmp_path / "states.safetensors", metadata={"header": json.dumps(header | change)})
+        with pytest.raises(ValueError, match=message):
+            gi.Trajectory.load(tmp_path, run.gan, run.x)
+
+
+@pytest.mark.parametrize("killed_at", ["save_file", "replace"])
+def test_a_killed_save_leaves_the_old_file_whole(killed_at, tmp_path):
+    run = tiny_run()
+    run.save(tmp_path / "run")
+    script = textwrap.dedent(f"""
+        import os, signal, sys
+        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        from conftest import tiny_run
+        import gan_influence.trajectory as module
+        def die(*args, **kwargs):
+            if {killed_at!r} == "save_file":
+                open(args[1], "wb").write(b"half a file")
+            os.kill(os.getpid(), signal.SIGKILL)
+        setattr(module if {killed_at!r} == "save_file" else module.os, {killed_at!r}, die)
+        tiny_run(epochs=5).save({str(tmp_path / "run")!r})
+    """)
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == -signal.SIGKILL
+    again = gi.Trajectory.load(tmp_path / "run", run.gan, run.x)
+    assert equal(again.final, run.final)
+    tiny_run(epochs=5).save(tmp_path / "run")
+    assert gi.Trajectory.load(tmp_path / "run", run.gan, run.x).steps == 20
+    assert sorted(os.listdir(tmp_path / "run")) == ["states.safetensors", "trajectory.json"]
