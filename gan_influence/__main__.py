@@ -78,7 +78,7 @@ def _add_accuracy(commands) -> argparse.ArgumentParser:
     command = commands.add_parser("accuracy", help="run Experiment 1: does the influence rank instances as leave-one-out retraining does?", description="""\
 Run Experiment 1 on 2D-normal with the average log-likelihood, once per seed. Every seed leaves seed-N.json when it is
 finished; the same command again goes on where it stopped. The presets:
-  quick   a tenth of the size, about a minute a seed on a CPU
+  quick   a tenth of the size, seconds a seed on a CPU (--no-compile: compiling takes longer than that)
   paper   the published protocol: 10 000 instances, 50 epochs, 200 instances retrained for each of five windows""", epilog="""\
 example: the results that the notebooks show
   gan-influence accuracy --preset paper --seeds 0:10 --out runs/accuracy_2d --record notebooks/recorded/accuracy_2d""")
@@ -127,6 +127,8 @@ Execute notebooks with their own parameters and store them, cleaned, in their pl
 
 def _notebooks(options) -> int:
     notebooks = _notebook_tools(options)
+    from nbclient.exceptions import CellExecutionError
+
     paths = options.paths or sorted(notebooks.FOLDER.glob("*.ipynb"))
     if missing := [str(path) for path in paths if not path.is_file()]:
         options.parser.error(f"no such notebook: {', '.join(missing)}")
@@ -134,7 +136,7 @@ def _notebooks(options) -> int:
     for path in paths:
         try:
             print(f"{path.name}: {notebooks.refresh(path):.0f} s", flush=True)
-        except notebooks.CellExecutionError as error:
+        except CellExecutionError as error:
             failed += 1
             print(f"{path.name} stays as it was, because a cell failed:\n{error}", file=sys.stderr)
     return 1 if failed else 0
@@ -155,14 +157,15 @@ example: after forking
 def _links(options) -> int:
     if options.check and options.repository:
         options.parser.error("--check changes nothing and --repository does: give one of them")
+    root = links.ROOT
     try:
         if options.repository:
-            links.rename(options.repository)
+            links.rename(options.repository, root)
         if options.check:
-            wrong = links.disagreements()
-            print("\n".join(wrong) if wrong else f"every link leads to {links.repository()}")
+            wrong = links.disagreements(root)
+            print("\n".join(wrong) if wrong else f"every link leads to {links.repository(root)}")
             return 1 if wrong else 0
-        print("\n".join(links.rewrite()) or "nothing to change")
+        print("\n".join(links.rewrite(root)) or "nothing to change")
         return 0
     except (ValueError, FileNotFoundError) as error:
         options.parser.error(str(error))

@@ -3,7 +3,6 @@
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ def agreement(estimate, truth, k: int = 10) -> Agreement:
     >>> print(agreement([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 4.0, 3.0], k=1))
     kendall_tau 0.667  jaccard 0.333  jaccard_lowest 1.000  jaccard_highest 0.000  jaccard_by_chance 0.389  pearson 0.800  slope 0.800  n 4  k 1
     """
+    from scipy import stats  # takes longer to import than all the rest of the package
     estimate, truth = (np.asarray(a, dtype=float).ravel() for a in (estimate, truth))
     n = len(truth)
     if len(estimate) != n or n < 2:

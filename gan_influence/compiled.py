@@ -72,7 +72,9 @@ def _compile(function: Callable, arguments: list[Tensor]) -> Callable:
             graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    fast = torch.no_grad()(torch.compile(graph, dynamic=False))
+    # One compiled function serves one set of shapes, so the compiler need not check them again at every call.
+    options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    fast = torch.no_grad()(torch.compile(graph, dynamic=False, options=options))
     try:
         seen = fast(*arguments)
     except torch._inductor.exc.InvalidCxxCompiler as error:

@@ -144,10 +144,13 @@ class Dynamics:
 
 
 def _leaves(parameters: dict[str, Tensor], alias: bool = False) -> dict[str, Tensor]:
-    """Parameters that a player's loss can be differentiated by; with `alias`, distinct from the state's own tensors."""
+    """Parameters that a player's loss can be differentiated by, and that nothing else in the graph depends on.
+
+    A state that came out of an earlier step needs aliases: there the generator was computed from the discriminator.
+    """
     if not torch.is_grad_enabled():
         return {name: p.detach().requires_grad_() for name, p in parameters.items()}
-    return {name: p if p.requires_grad and not alias else _alias(p) for name, p in parameters.items()}
+    return {name: p if p.requires_grad and p.is_leaf and not alias else _alias(p) for name, p in parameters.items()}
 
 
 def _alias(p: Tensor) -> Tensor:

@@ -19,10 +19,11 @@ from .influence import influence
 from .metrics import AverageLogLikelihood
 from .models import fcgan
 from .optimizers import SGD
-from .retraining import leave_one_out
-from .trajectory import Trajectory, train, versions
+from .retraining import MODELS_AT_ONCE, leave_one_out
+from .state import stack, unstack
+from .trajectory import Trajectory, last, train, versions
 
-ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
+ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ def accuracy_run(config: Accuracy, seed: int, device: str = "cpu") -> tuple[Traj
     return run, AverageLogLikelihood(parts.valid.to(device), gan.sample_latents(config.latents, seed=[seed, 1]))
 
 
+def chosen_instances(config: Accuracy, seed: int) -> np.ndarray:
+    """Which instances Experiment 1 leaves out: a random draw without replacement."""
+    return np.random.default_rng([seed, 2]).choice(config.n, config.instances, replace=False)
+
+
 def accuracy_experiment(config: Accuracy, seed: int, device: str = "cpu", compile: bool = False) -> tuple[list[dict], list[dict]]:
     """Run Experiment 1 for one seed.
 
@@ -81,8 +87,7 @@ def accuracy_experiment(config: Accuracy, seed: int, device: str = "cpu", compil
         nats per held-out instance.
     """
     run, metric = accuracy_run(config, seed, device)
-    chosen = np.random.default_rng([seed, 2]).choice(config.n, config.instances, replace=False)
-    summary, scores = [], []
+    chosen, summary, scores = chosen_instances(config, seed), [], []
     for k in config.windows:
         began = time.perf_counter()
         estimate = influence(run, metric, last_epochs=k, compile=compile)[chosen]
@@ -94,6 +99,56 @@ def accuracy_experiment(config: Accuracy, seed: int, device: str = "cpu", compil
         scores += [{"seed": seed, "last_epochs": k, "instance": int(j), "influence": float(a), "leave_one_out": float(b)}
                    for j, a, b in zip(chosen, estimate, truth)]
     return summary, scores
+
+
+def fractional_leave_one_out(run: Trajectory, metric, instances: Iterable[int], fraction: float, last_epochs: int | None = None) -> torch.Tensor:
+    """Measure how the metric changes when a fraction of each instance is absent, per unit removed.
+
+    Args:
+        run, metric, last_epochs: as in `leave_one_out`.
+        instances: which ones, each alone.
+        fraction: ε; the instance's weight is 1 − ε. 1 is leave-one-out; for ε → 0 the result tends to the influence.
+
+    Returns:
+        (len(instances),) float64 on the CPU: (metric(weight 1 − ε) − metric(weight 1)) / ε.
+    """
+    start = run.window(last_epochs)
+    with torch.no_grad():
+        before, changes = metric(run.gan, run.final), []
+        for group in torch.as_tensor(instances).split(MODELS_AT_ONCE["cpu"]):
+            keep = torch.ones(len(group), run.n, dtype=run.x.dtype, device=run.x.device)
+            keep[torch.arange(len(group)), group] -= fraction
+            models = last(run.walk(stack([run.state(start)] * len(group)), start, run.steps, keep, run.dynamics.stacked))
+            changes += [(metric(run.gan, state) - before).item() / fraction for state in unstack(models)]
+    return torch.tensor(changes, dtype=torch.float64)
+
+
+def kink_experiment(config: Accuracy, seed: int, last_epochs: int = 1, fractions: Iterable[float] = (1, 0.1, 0.01, 0.001)) -> list[dict]:
+    """Rank agreement of the influence with the removal of ever smaller fractions of each instance, one row per fraction.
+
+    It separates two suspects. A wrong derivative would disagree at every fraction; kinks of the activations, which a whole
+    instance's removal crosses, stop mattering for small ones.
+    """
+    run, metric, chosen = *accuracy_run(config, seed), chosen_instances(config, seed)
+    estimate = influence(run, metric, last_epochs=last_epochs)[chosen]
+    rows = []
+    for fraction in fractions:
+        found = agreement(estimate, fractional_leave_one_out(run, metric, chosen, fraction, last_epochs))
+        rows.append({"seed": seed, "last_epochs": last_epochs, "fraction": float(fraction), "kendall_tau": found.kendall_tau, "slope": found.slope})
+    return rows
+
+
+def recorded(name: str):
+    """A recorded full-scale run of this repository: its table as a pandas DataFrame, and its header.
+
+    Raises:
+        FileNotFoundError: where the repository's notebooks/recorded is not at hand.
+    """
+    import pandas as pd
+    for folder in (Path("recorded"), Path(__file__).parents[1] / "notebooks" / "recorded"):
+        if (folder / f"{name}.csv").exists():
+            return pd.read_csv(folder / f"{name}.csv"), json.loads((folder / f"{name}.json").read_text())
+    raise FileNotFoundError(f"the recorded run {name!r} lies in the repository's notebooks/recorded, which is not here: start from a clone of it")
 
 
 def record_accuracy(config: Accuracy, seeds: Iterable[int], out: str | os.PathLike, device: str = "cpu", compile: bool = True) -> None:

@@ -1,16 +1,16 @@
 """Influence: a metric's gradient pulled back through a recorded run, one step at a time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from tqdm.auto import tqdm
 
 from .dynamics import Dynamics, deterministic
 from .gan import GAN
+from .progress import progress
 from .state import State
 from .trajectory import Trajectory
 
@@ -134,9 +134,9 @@ def _sweep(run: Trajectory, cotangents: list[State], start: int, compile: bool) 
     """Minus the sum over the window's steps of cotangent × derivative by the weights, per cotangent and instance."""
     scores = torch.zeros(len(cotangents), run.n, dtype=torch.float64)
     dynamics = run.dynamics.compiled if compile else run.dynamics
-    length = 1 if compile else max(1, GRAPH_BYTES // _graph_bytes(run))
+    length = 1 if compile else max(1, GRAPH_BYTES // run.graph_bytes)
     bounds = sorted({start, run.steps} | {t for t in run.states if t > start})
-    with tqdm(total=run.steps - start, desc="influence", unit="step", delay=1, leave=False) as bar:
+    with progress(total=run.steps - start, desc="influence", unit="step") as bar:
         for a, b in reversed(list(zip(bounds, bounds[1:]))):
             later = cotangents
             cotangents, rows = _segment(run, dynamics, a, b, later, length)
@@ -148,7 +148,7 @@ def _sweep(run: Trajectory, cotangents: list[State], start: int, compile: bool) 
     return list(scores)
 
 
-def _segment(run: Trajectory, dynamics: Dynamics, a: int, b: int, cotangents: list[State], length: int, blame: bool = False) -> tuple[list[State], Tensor]:
+def _segment(run: Trajectory, dynamics: Dynamics, a: int, b: int, cotangents: Sequence[State], length: int, blame: bool = False) -> tuple[Sequence[State], Tensor]:
     """Pull cotangents back from state b to state a; also their products with the weights' derivatives, (m, ·), last step first.
 
     The steps are linearised in chunks of `length`, as many as memory may hold at once, so that few are computed twice.
@@ -161,28 +161,14 @@ def _segment(run: Trajectory, dynamics: Dynamics, a: int, b: int, cotangents: li
             state, pull = dynamics.linearize(state, run.batch(t), run.ones(), reusable=len(cotangents) > 1)
             pulls.append(pull)
         while pulls:
-            pulled = [pulls[-1](cotangent) for cotangent in cotangents]
-            pulls.pop()  # frees the step's graph
-            cotangents = [cotangent for cotangent, _ in pulled]
-            rows.append(torch.stack([row for _, row in pulled]))
+            pull = pulls.pop()
+            cotangents, batch_rows = zip(*map(pull, cotangents))
+            del pull  # and with it the step's graph
+            rows.append(torch.stack(batch_rows))
             if blame and not all(cotangent.is_finite() for cotangent in cotangents):
                 raise FloatingPointError(f"influence assumes a finite cotangent, but pulling it back through step {first + len(pulls)} gave a NaN or an "
                                          "infinity: training is unstable there; trace back fewer epochs (last_epochs), or lower the learning rate")
     return cotangents, torch.cat(rows, dim=1)
-
-
-def _graph_bytes(run: Trajectory) -> int:
-    """What one linearised step keeps alive."""
-    saved = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        run.dynamics.linearize(run.final, run.batch(run.steps - 1), run.ones())
-    return sum(saved.values()) + 1
 
 
 def _implicit(run: Trajectory, gradient: State, iterations: int, tolerance: float) -> Tensor:

@@ -5,15 +5,16 @@ import base64
 import difflib
 import json
 import os
+import tempfile
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
 import papermill
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from traitlets.config import Config
 
@@ -21,9 +22,6 @@ from .experiments import write_atomically
 from .links import ROOT
 
 FOLDER = ROOT / "notebooks"
-
-# Kernels talk through files instead of network ports: no warning about unencrypted traffic, no port taken by somebody else.
-_LOCAL = Config({"KernelManager": {"transport": "ipc"}})
 
 
 def run(notebook: Path, out: str | os.PathLike, parameters: Mapping[str, object]) -> Path:
@@ -51,7 +49,8 @@ def run(notebook: Path, out: str | os.PathLike, parameters: Mapping[str, object]
     _silence_bars()
     executed = out / notebook.name
     try:
-        papermill.execute_notebook(str(notebook), str(executed), values, kernel_name="python3", cwd=str(notebook.parent), config=_LOCAL)
+        with _private_kernel() as config:
+            papermill.execute_notebook(str(notebook), str(executed), values, kernel_name="python3", cwd=str(notebook.parent), config=config)
         content = nbformat.read(executed, as_version=4)
         write_atomically(executed.with_suffix(".html"), _html(content))  # before cleaning: it shows widgets as they stood
         _export_figures(content, out)
@@ -66,8 +65,9 @@ def refresh(notebook: Path) -> float:
     content = nbformat.read(notebook, as_version=4)
     _silence_bars()
     began = time.perf_counter()
-    NotebookClient(content, timeout=600, kernel_name="python3", record_timing=False, config=_LOCAL,
-                   resources={"metadata": {"path": str(notebook.parent)}}).execute()
+    with _private_kernel() as config:
+        NotebookClient(content, timeout=600, kernel_name="python3", record_timing=False, config=config,
+                       resources={"metadata": {"path": str(notebook.parent)}}).execute()
     _store(clean(content), notebook)
     return time.perf_counter() - began
 
@@ -134,6 +134,14 @@ def _html(content: nbformat.NotebookNode) -> str:
 
 def _store(content: nbformat.NotebookNode, path: Path) -> None:
     write_atomically(path, nbformat.writes(content) + "\n")
+
+
+@contextmanager
+def _private_kernel() -> Iterator[Config]:
+    # Through socket files instead of network ports: no warning about unencrypted traffic, no port taken by somebody else. The
+    # files need a folder of their own, or two kernels of one working directory would answer each other's messages.
+    with tempfile.TemporaryDirectory() as folder:
+        yield Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
 
 
 def _silence_bars() -> None:

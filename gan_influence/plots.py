@@ -39,12 +39,13 @@ def points(ax: Axes, title: str, **sets) -> None:
 def predicted_against_true(ax: Axes, predicted, true, title: str, unit: str = "nats per instance") -> None:
     """Influence against leave-one-out on equal axes, with the diagonal that perfect prediction would lie on."""
     predicted, true = _array(predicted), _array(true)
-    reach = 1.05 * max(np.abs(predicted).max(), np.abs(true).max()) or 1.0
+    largest = max(np.abs(predicted).max(), np.abs(true).max()) or 1.0
+    power = int(np.floor(np.log10(largest)))
+    reach, unit = 1.05 * largest / 10.0**power, f"$10^{{{power}}}$ {unit}"
     ax.axline((0, 0), slope=1, color="0.7", linewidth=1, zorder=0, label="perfect prediction")
-    ax.scatter(true, predicted, s=12, alpha=0.7, linewidths=0, color=COLORS["retrained"])
+    ax.scatter(true / 10.0**power, predicted / 10.0**power, s=12, alpha=0.7, linewidths=0, color=COLORS["retrained"])
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=title,
            xlabel=f"leave-one-out, {unit}", ylabel=f"influence, {unit}")
-    ax.ticklabel_format(scilimits=(-2, 3))
     ax.legend(frameon=False, fontsize="small")
 
 
@@ -90,3 +91,58 @@ def over_steps(ax: Axes, players: Mapping[str, Sequence], title: str, ylabel: st
     ax.axvline(event[0], color="black", linestyle=":", linewidth=1, label=f"{event[1]} (step {event[0]})")
     ax.set(title=title, xlabel="training step", ylabel=ylabel, yscale="log", xlim=(0, len(values) - 1))
     ax.legend(frameon=False, fontsize="small")
+
+
+def spectrum(ax: Axes, sets: Mapping[str, Sequence], title: str, learning_rate: float) -> None:
+    """Eigenvalues λ of up to two Jacobians in the complex plane, with the circle |1 − ηλ| = 1 inside which a step contracts."""
+    style = [{"marker": "o", "s": 36, "color": _PALETTE[4], "alpha": 0.7, "linewidths": 0}, {"marker": "x", "s": 36, "color": "0.4"}]
+    for (label, values), look in zip(sets.items(), style):
+        values = _array(values)
+        ax.scatter(values.real, values.imag, label=label, **look)
+    frame = ax.axis()
+    angle = np.linspace(-np.pi, np.pi, 2001)
+    ax.plot((1 - np.cos(angle)) / learning_rate, np.sin(angle) / learning_rate, ":", color="black", linewidth=1, label="|1 − ηλ| = 1")
+    ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+    ax.axis(frame)
+    ax.set(title=title, xlabel="real part of λ", ylabel="imaginary part of λ")
+    ax.legend(frameon=False, fontsize="small")
+
+
+def scores(ax: Axes, xy, values, title: str, label: str) -> None:
+    """Points coloured by a signed score on symmetric limits; the largest scores are drawn last, on top."""
+    xy, values = _array(xy), _array(values)
+    order, limit = np.argsort(np.abs(values)), np.quantile(np.abs(values), 0.98)
+    drawn = ax.scatter(*xy[order].T, c=values[order], s=9, cmap="RdBu_r", vmin=-limit, vmax=limit, linewidths=0)
+    ax.set(xlabel="first coordinate", ylabel="second coordinate", title=title, aspect="equal")
+    ax.figure.colorbar(drawn, ax=ax, label=label, shrink=0.85, format="%.0e")
+
+
+def movement(ax: Axes, real, instance, samples, shifts, title: str, length: float = 0.6) -> None:
+    """Where generated samples would move if one real instance were absent; the longest arrow is drawn `length` long."""
+    real, instance, samples, shifts = (_array(a) for a in (real, instance, samples, shifts))
+    longest = np.linalg.norm(shifts, axis=1).max()
+    ax.scatter(*real.T, s=4, alpha=0.25, linewidths=0, color=COLORS["real"], label="real")
+    ax.scatter(*instance, s=90, marker="X", color=COLORS["removed"], edgecolor="white", zorder=3, label="removed")
+    ax.quiver(*samples.T, *(shifts * (length / longest if longest else 0)).T, angles="xy", scale_units="xy", scale=1, width=0.004,
+              color=COLORS["generated"], label="generated, and where it would move")
+    ax.set(xlabel="first coordinate", ylabel="second coordinate", title=f"{title}\nlongest arrow: {longest:.1e} in truth", aspect="equal")
+    ax.legend(frameon=False, fontsize="small", loc="lower right")
+
+
+def by_window(ax: Axes, series: Mapping[str, tuple[Sequence, Sequence, Sequence | None]], ylabel: str) -> None:
+    """Scores against the window k on a log axis, with error bars: {label: (k, mean, standard deviation or None)}."""
+    for (label, (k, mean, spread)), line, color in zip(series.items(), ["-", "-", "--"], [COLORS["generated"], COLORS["retrained"], "black"]):
+        ax.errorbar(k, mean, yerr=spread, marker=MARKERS[label.split()[0]], linestyle=line, capsize=3, color=color, label=label)
+    ks = sorted({k for points, *_ in series.values() for k in points})
+    ax.set(xscale="log", xlabel="window k, epochs", ylabel=ylabel, ylim=(0, 1.05))
+    ax.set_xticks(ks, ks, minor=False)
+    ax.minorticks_off()
+    ax.legend(frameon=False, fontsize="small", loc="lower left")
+
+
+def by_fraction(ax: Axes, series: Mapping[str, tuple[Sequence, Sequence]]) -> None:
+    """Kendall's tau against the removed fraction of an instance: {label: (fractions, tau)}."""
+    for (label, (fractions, tau)), marker, color in zip(series.items(), "os", [COLORS["generated"], COLORS["retrained"]]):
+        ax.semilogx(fractions, tau, marker=marker, color=color, label=label)
+    ax.set(xlabel="removed fraction ε of each instance", ylabel="Kendall's τ with the influence", title="smaller removals, k = 1", ylim=(0, 1.05))
+    ax.legend(frameon=False, fontsize="small", loc="lower left")

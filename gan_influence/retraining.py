@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from .progress import progress
 from .state import State, stack, unstack
 from .trajectory import Trajectory, last
 
@@ -70,7 +70,7 @@ def leave_one_out(run: Trajectory, metric, instances: Iterable[int], last_epochs
     metrics = metric if isinstance(metric, Mapping) else {"metric": metric}
     sets = [_index_set(run, [j]) for j in instances]
     truth = {name: torch.zeros(len(sets), dtype=torch.float64) for name in metrics}
-    with torch.no_grad(), tqdm(total=len(sets), desc="leave-one-out", unit="model", delay=1, leave=False) as bar:
+    with torch.no_grad(), progress(total=len(sets), desc="leave-one-out", unit="model") as bar:
         before = {name: m(run.gan, run.final) for name, m in metrics.items()}
         for which, stacked in counterfactuals(run, sets, run.window(last_epochs), models_at_once, compile):
             for i, state in zip(which, unstack(stacked)):

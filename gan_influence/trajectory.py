@@ -6,7 +6,7 @@ import os
 import platform
 from collections import deque
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .dynamics import Batch, Dynamics, Order, deterministic
 from .gan import GAN
 from .optimizers import OPTIMIZERS, SGD
+from .progress import progress
 from .state import State
 
 FORMAT = 1
@@ -124,7 +124,7 @@ class Trajectory:
 
     def __repr__(self) -> str:
         return (f"Trajectory({self.steps} steps = {self.steps / self.schedule.steps_per_epoch:g} epochs of batch {self.schedule.batch_size}, "
-                f"n={self.n}, {self.order}, a state every {self.stride} steps, {self.nbytes / 2**20:.1f} MiB)")
+                f"n={self.n}, {self.order}, a state every {'step' if self.stride == 1 else f'{self.stride} steps'}, {self.nbytes / 2**20:.1f} MiB)")
 
     @property
     def n(self) -> int:
@@ -196,6 +196,20 @@ class Trajectory:
     def ones(self) -> Tensor:
         """The weights of a batch from which nothing is removed, (B,)."""
         return torch.ones(self.schedule.batch_size, dtype=self.x.dtype, device=self.x.device)
+
+    @cached_property
+    def graph_bytes(self) -> int:
+        """What one linearised step keeps alive until it is pulled back through."""
+        saved = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            saved[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            self.dynamics.linearize(self.initial, self.batch(0), self.ones())
+        return sum(saved.values())
 
     def window(self, last_epochs: int | None) -> int:
         """The first step of the last `last_epochs` epochs; None means the whole run.
@@ -338,7 +352,7 @@ def train(gan: GAN, x, epochs: int, batch_size: int = 100, optimizer: SGD | None
     >>> import gan_influence as gi
     >>> data = gi.data.normal_2d(train=200, valid=10, test=10, seed=0)
     >>> gi.train(gi.models.fcgan(), data.train, epochs=2, seed=0)
-    Trajectory(4 steps = 2 epochs of batch 100, n=200, alternating, a state every 2 steps, 0.1 MiB)
+    Trajectory(4 steps = 2 epochs of batch 100, n=200, alternating, a state every step, 0.2 MiB)
     """
     x = instances(gan, x)
     schedule = Schedule(len(x), batch_size, epochs, gan.latent_dim, order == "simultaneous", seed)
@@ -353,7 +367,7 @@ def record(gan: GAN, x: Tensor, optimizer, order: Order, schedule, stride: int |
     like = {"device": x.device, "dtype": x.dtype}
     state = run.dynamics.initial() if initial is None else run.dynamics.with_memory(initial)
     states = run.walk(state.map(lambda p: p.detach().clone().to(**like)), 0, schedule.steps)
-    for t, state in enumerate(tqdm(states, "training", total=schedule.steps + 1, unit="step", delay=1, leave=False)):
+    for t, state in enumerate(progress(states, desc="training", total=schedule.steps + 1, unit="step")):
         if t % stride == 0 or t == schedule.steps:
             if not state.is_finite():
                 _blame(run, max(run.states, default=0), t)
@@ -367,12 +381,12 @@ def last(states: Iterator[State]) -> State:
 
 
 def default_stride(steps: int, steps_per_epoch: int) -> int:
-    """Steps between kept states: about √T, dividing an epoch, so that memory and replay both grow like √T.
+    """Steps between kept states: about ½√T, dividing an epoch, so that memory and replay both grow like √T.
 
     >>> default_stride(5000, 100)
-    50
+    25
     """
-    return max(d for d in range(1, steps_per_epoch + 1) if steps_per_epoch % d == 0 and (d == 1 or d * d <= steps))
+    return max(d for d in range(1, steps_per_epoch + 1) if steps_per_epoch % d == 0 and (d == 1 or 4 * d * d <= steps))
 
 
 def trajectory_bytes(gan: GAN, n: int, epochs: int, batch_size: int = 100, optimizer: SGD | None = None, stride: int | None = None) -> int:
@@ -380,7 +394,7 @@ def trajectory_bytes(gan: GAN, n: int, epochs: int, batch_size: int = 100, optim
 
     >>> import gan_influence as gi
     >>> trajectory_bytes(gi.models.fcgan(), n=10_000, epochs=50) / 2**20  # MiB
-    4.38916015625
+    8.73486328125
     """
     steps_per_epoch = n // batch_size
     steps = epochs * steps_per_epoch

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import tiny_data, tiny_gan, tiny_metric, tiny_run
 from torch import nn
 
 import gan_influence as gi
+from conftest import tiny_data, tiny_gan, tiny_metric, tiny_run
 
 
 def gan_with(*layers, player="discriminator", output=1):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conftest import tiny_data, tiny_gan, tiny_run
 from textbook import textbook_run
 from torch import nn
 
 import gan_influence as gi
+from conftest import tiny_data, tiny_gan, tiny_metric, tiny_run
 from gan_influence.losses import LOSSES
 from gan_influence.state import stack, unstack
 
@@ -19,6 +19,20 @@ def test_a_run_equals_the_textbooks(order, decay, device):
     for mine, theirs in ((run.final.generator, generator), (run.final.discriminator, discriminator)):
         for name in mine:
             torch.testing.assert_close(mine[name], theirs[name], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("order", ["simultaneous", "alternating"])
+def test_steps_compose_under_autograd(order):
+    """A state that carries a graph is a state like any other: its players' gradients stay partial."""
+    run = tiny_run(order)
+    weights = torch.ones(run.n, dtype=torch.float64, requires_grad=True)
+    state = run.initial
+    for t in range(run.steps):
+        state = run.dynamics.step(state, run.batch(t), weights[run.schedule.indices(t)])
+    assert all(torch.equal(a, b) for a, b in zip(state.tensors(), run.final.tensors()))
+    metric = tiny_metric(run.gan)
+    by_weights, = torch.autograd.grad(metric(run.gan, state), weights)
+    torch.testing.assert_close(-by_weights, gi.influence(run, metric), rtol=1e-10, atol=1e-16)
 
 
 def test_alternating_is_not_simultaneous():

@@ -121,6 +121,18 @@ def test_an_address_that_is_none_is_refused(wrong, copy):
     assert (copy / "pyproject.toml").read_text() == before
 
 
+def test_links_on_the_command_line(copy, monkeypatch, capsys):
+    monkeypatch.setattr(links, "ROOT", copy)
+    assert "owner/name" in refusal(capsys, "links", "--repository", "nonsense")
+    assert main(["links", "--check"]) == 0
+    assert main(["links", "--repository", "ada/other"]) == 0
+    assert links.repository(copy) == "ada/other" and main(["links", "--check"]) == 0
+    links.rename("somebody/else", copy)
+    capsys.readouterr()
+    assert main(["links", "--check"]) == 1
+    assert "README.md: https://github.com/ada/other" in capsys.readouterr().out.splitlines()
+
+
 # The command line.
 
 
@@ -128,7 +140,7 @@ def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert all(re.search(rf"(?m)^ +{command} ", text) for command in ("demo", "accuracy", "notebooks", "links"))
+    assert all(re.search(rf"(?m)^ +{command}\b", text) for command in ("demo", "accuracy", "notebooks", "links"))
 
 
 def test_version(capsys):
@@ -179,7 +191,6 @@ def test_a_gpu_asked_for_and_absent(capsys, tmp_path):
     (["accuracy", "--preset", "huge", "--seeds", "0", "--out", "x"], "choose from"),
     (["accuracy", "--preset", "quick", "--seeds", "ten", "--out", "x"], "0:10"),
     (["accuracy", "--preset", "quick", "--seeds", "3:3", "--out", "x"], "names no seed"),
-    (["links", "--repository", "nonsense"], "owner/name"),
     (["links", "--check", "--repository", "a/b"], "changes nothing"),
     (["demo", "-p", "out", "x"], "--out"),
     (["notebooks", "missing.ipynb"], "no such notebook: missing.ipynb"),

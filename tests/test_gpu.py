@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import tiny_metric, tiny_run
 
 import gan_influence as gi
+from conftest import tiny_metric, tiny_run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")]
 

@@ -5,11 +5,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_data, tiny_gan, tiny_metric, tiny_run
 from textbook import textbook_run, textbook_step
 from torch import nn
 
 import gan_influence as gi
+from conftest import tiny_data, tiny_gan, tiny_metric, tiny_run
 from gan_influence.influence import _gradient
 from gan_influence.trajectory import last
 

@@ -9,10 +9,10 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_data, tiny_gan, tiny_metric
 from scipy import stats
 
 import gan_influence as gi
+from conftest import tiny_data, tiny_gan, tiny_metric
 
 
 @pytest.mark.parametrize("bandwidth", [1.0, 0.3])

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_data, tiny_gan, tiny_metric, tiny_run
 from textbook import textbook_run
 from torch import nn
 
 import gan_influence as gi
+from conftest import tiny_data, tiny_gan, tiny_metric, tiny_run
 from gan_influence import retraining
 from gan_influence.trajectory import last
 

@@ -10,9 +10,9 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_data, tiny_gan, tiny_run
 
 import gan_influence as gi
+from conftest import tiny_data, tiny_gan, tiny_run
 from gan_influence.trajectory import Schedule, default_stride
 
 
@@ -48,7 +48,7 @@ def test_cost_is_known_before_training():
         run = gi.train(gan, tiny_data(), 4, 6, gi.SGD(0.1), stride=stride)
         assert gi.trajectory_bytes(gan, 24, 4, 6, stride=stride) == run.nbytes
     assert gi.trajectory_bytes(gi.models.fcgan(), 10_000, 50) < 20e6
-    assert default_stride(5000, 100) == 50 and default_stride(10, 10) == 2 and default_stride(7, 7) == 1
+    assert default_stride(5000, 100) == 25 and default_stride(40, 10) == 2 and default_stride(7, 7) == 1
 
 
 @pytest.mark.parametrize("order", ["simultaneous", "alternating"])
