@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.metadata import metadata
 from pathlib import Path
 
@@ -86,8 +85,10 @@ example: the results that the notebooks show
     command.add_argument("--seeds", required=True, type=_seeds, metavar="A:B", help="the seeds A, A+1, ... B-1; or a single one")
     command.add_argument("--out", required=True, metavar="DIR", help="where the finished seeds go; one folder per preset")
     command.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="default: %(default)s")
-    command.add_argument("--no-compile", action="store_true", help="do not compile the training step first; compiling needs a C++ compiler, and pays at the published size")
-    command.add_argument("--record", metavar="TARGET", help="then merge all seeds of DIR into TARGET.csv, TARGET_scores.csv and TARGET.json")
+    command.add_argument("--no-compile", action="store_true",
+                         help="do not compile the training step first; it needs a C++ compiler, and pays at the published size")
+    command.add_argument("--record", metavar="TARGET",
+                         help="then merge all seeds of DIR into TARGET.csv, TARGET_scores.csv, TARGET_fractions.csv and TARGET.json")
     command.set_defaults(call=_accuracy)
     return command
 
@@ -97,13 +98,23 @@ def _accuracy(options) -> None:
         options.parser.error("a GPU was asked for (--device cuda) but torch sees none: use --device cpu, or install the torch build for "
                              f"your driver (this is torch {torch.__version__})")
     config = experiments.ACCURACY[options.preset]
-    plain = json.loads(json.dumps(asdict(config)))
-    for done in sorted(Path(options.out).glob("seed-*.json")):
-        if json.loads(done.read_text())["config"] != plain:
-            options.parser.error(f"{done} was run with other settings than the preset {options.preset}: give this preset its own --out")
-    experiments.record_accuracy(config, options.seeds, options.out, options.device, compile=not options.no_compile)
+    torch.set_num_threads(1)  # small networks are fastest on one thread
+    try:
+        experiments.record_accuracy(config, options.seeds, options.out, options.device, compile=not options.no_compile)
+    except ValueError as error:
+        options.parser.error(str(error))
     if options.record:
         experiments.gather_accuracy(options.out, options.record)
+        _draw_overview(Path(options.record))
+
+
+def _draw_overview(target: Path) -> None:
+    import pandas as pd
+
+    from . import plots
+    table, scores = pd.read_csv(f"{target}.csv"), pd.read_csv(f"{target}_scores.csv")
+    figure = plots.overview(table, scores, experiments.PUBLISHED_ACCURACY, seed=table.seed.iloc[0], k=table.last_epochs.iloc[0])
+    figure.savefig(target.with_name("readme.png"), dpi=110)
 
 
 def _seeds(text: str) -> range:

@@ -42,7 +42,8 @@ def agreement(estimate, truth, k: int = 10) -> Agreement:
     estimate, truth = (np.asarray(a, dtype=float).ravel() for a in (estimate, truth))
     n = len(truth)
     if len(estimate) != n or n < 2:
-        raise ValueError(f"agreement compares two scores of the same two or more instances, got {len(estimate)} and {n}: index the scores by the instances retrained")
+        raise ValueError(f"agreement compares two scores of the same two or more instances, got {len(estimate)} and {n}: "
+                         "index the scores by the instances retrained")
     if not (np.isfinite(estimate).all() and np.isfinite(truth).all()):
         raise ValueError("agreement compares finite numbers, but a score is NaN or infinite")
     k = min(k, n // 2)

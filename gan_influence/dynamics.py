@@ -44,7 +44,7 @@ class Dynamics:
             "simultaneous" takes both gradients at the same parameters.
         models: the states hold many models at once, see `stacked`.
 
-    Source: SPECS of the update: Terashita et al., ICLR 2021, section 2 (simultaneous); Goodfellow et al. 2014 (alternating).
+    Source: Terashita et al., ICLR 2021, section 2 (simultaneous); Goodfellow et al. 2014 (alternating).
     """
 
     def __init__(self, gan: GAN, optimizer, order: Order = "alternating", models: bool = False):

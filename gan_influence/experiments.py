@@ -21,8 +21,10 @@ from .models import fcgan
 from .optimizers import SGD
 from .retraining import MODELS_AT_ONCE, leave_one_out
 from .state import stack, unstack
-from .trajectory import Trajectory, last, train, versions
+from .storage import versions, write_atomically
+from .trajectory import Trajectory, last, train
 
+RECORDED = Path(__file__).parents[1] / "notebooks" / "recorded"
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
 
@@ -123,13 +125,13 @@ def fractional_leave_one_out(run: Trajectory, metric, instances: Iterable[int], 
     return torch.tensor(changes, dtype=torch.float64)
 
 
-def kink_experiment(config: Accuracy, seed: int, last_epochs: int = 1, fractions: Iterable[float] = (1, 0.1, 0.01, 0.001)) -> list[dict]:
+def kink_experiment(config: Accuracy, seed: int, device: str = "cpu", last_epochs: int = 1, fractions: Iterable[float] = (1, 0.1, 0.01, 0.001)) -> list[dict]:
     """Rank agreement of the influence with the removal of ever smaller fractions of each instance, one row per fraction.
 
     It separates two suspects. A wrong derivative would disagree at every fraction; kinks of the activations, which a whole
     instance's removal crosses, stop mattering for small ones.
     """
-    run, metric, chosen = *accuracy_run(config, seed), chosen_instances(config, seed)
+    run, metric, chosen = *accuracy_run(config, seed, device), chosen_instances(config, seed)
     estimate = influence(run, metric, last_epochs=last_epochs)[chosen]
     rows = []
     for fraction in fractions:
@@ -138,47 +140,57 @@ def kink_experiment(config: Accuracy, seed: int, last_epochs: int = 1, fractions
     return rows
 
 
-def recorded(name: str):
-    """A recorded full-scale run of this repository: its table as a pandas DataFrame, and its header.
+def record_accuracy(config: Accuracy, seeds: Iterable[int], out: str | os.PathLike, device: str = "cpu", compile: bool = True) -> None:
+    """Run Experiment 1 and the kink experiment for several seeds into the folder `out`, one file a seed; seeds already there are not run again.
 
     Raises:
-        FileNotFoundError: where the repository's notebooks/recorded is not at hand.
+        ValueError: before anything runs, when `out` holds seeds of another protocol.
     """
-    import pandas as pd
-    for folder in (Path("recorded"), Path(__file__).parents[1] / "notebooks" / "recorded"):
-        if (folder / f"{name}.csv").exists():
-            return pd.read_csv(folder / f"{name}.csv"), json.loads((folder / f"{name}.json").read_text())
-    raise FileNotFoundError(f"the recorded run {name!r} lies in the repository's notebooks/recorded, which is not here: start from a clone of it")
-
-
-def record_accuracy(config: Accuracy, seeds: Iterable[int], out: str | os.PathLike, device: str = "cpu", compile: bool = True) -> None:
-    """Run Experiment 1 for several seeds into the folder `out`, one file a seed; seeds already there are not run again."""
     out = Path(out)
+    for path, run in _finished(out):
+        if run["config"] != _plain(config):
+            raise ValueError(f"{path} was run with another protocol than the one asked for: give each protocol a folder of its own")
     for seed in seeds:
         done = out / f"seed-{seed}.json"
-        if done.exists() and json.loads(done.read_text())["config"] == _plain(config):
+        if done.exists():
             continue
         began = time.perf_counter()
         summary, scores = accuracy_experiment(config, seed, device, compile)
         header = {"config": _plain(config), "seed": seed, "device": device_name(device), "threads": torch.get_num_threads(),
                   "versions": versions(), "wall_seconds": round(time.perf_counter() - began, 1)}
-        write_atomically(done, json.dumps({**header, "summary": summary, "scores": scores}))
+        write_atomically(done, json.dumps({**header, "summary": summary, "scores": scores, "fractions": kink_experiment(config, seed, device)}))
         print(f"seed {seed}: {header['wall_seconds']:.0f} s, tau " + " ".join(f"k={r['last_epochs']}:{r['kendall_tau']:.2f}" for r in summary), flush=True)
 
 
 def gather_accuracy(out: str | os.PathLike, target: str | os.PathLike) -> None:
-    """Merge what `record_accuracy` left in `out` into `<target>.csv`, `<target>_scores.csv` and their header `<target>.json`."""
-    runs = sorted((json.loads(path.read_text()) for path in Path(out).glob("seed-*.json")), key=lambda run: run["seed"])
+    """Merge what `record_accuracy` left in `out` into `<target>.csv`, `<target>_scores.csv`, `<target>_fractions.csv` and their header `<target>.json`."""
+    runs = sorted((run for _, run in _finished(out)), key=lambda run: run["seed"])
     if not runs:
         raise FileNotFoundError(f"{out} holds no finished seed (seed-*.json): run the experiment there first")
     target = Path(target)
-    for suffix, part in ((".csv", "summary"), ("_scores.csv", "scores")):
-        rows = [row for run in runs for row in run[part]]
-        write_atomically(target.with_name(target.name + suffix), _csv(rows))
+    for part in ("summary", "scores", "fractions"):
+        write_atomically(_part(target, part), _csv([row for run in runs for row in run[part]]))
     header = {key: runs[0][key] for key in ("config", "device", "threads", "versions")}
     header |= {"seeds": [run["seed"] for run in runs], "wall_seconds": [run["wall_seconds"] for run in runs],
                "units": {"influence": "nats per held-out instance", "leave_one_out": "nats per held-out instance", "seconds": "s"}}
     write_atomically(target.with_suffix(".json"), json.dumps(header, indent=1) + "\n")
+
+
+def recorded(name: str, part: str = "summary"):
+    """A recorded full-scale run of this repository: one of its tables as a pandas DataFrame, and its header.
+
+    Args:
+        name: such as "accuracy_2d".
+        part: which of the run's tables: "summary", or such as "scores" and "fractions".
+
+    Raises:
+        FileNotFoundError: where the repository's notebooks/recorded is not at hand.
+    """
+    import pandas as pd
+    for folder in (Path("recorded"), RECORDED):
+        if _part(folder / name, part).exists():
+            return pd.read_csv(_part(folder / name, part)), json.loads((folder / f"{name}.json").read_text())
+    raise FileNotFoundError(f"the recorded run {name!r} lies in the repository's notebooks/recorded, which is not here: start from a clone of it")
 
 
 def save_results(out: str | os.PathLike, results: dict, rows: list[dict]) -> None:
@@ -201,13 +213,12 @@ def device_name(device: str) -> str:
     return f"CPU, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def write_atomically(path: str | os.PathLike, text: str) -> None:
-    """Write a text file whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+def _finished(out: str | os.PathLike) -> list[tuple[Path, dict]]:
+    return [(path, json.loads(path.read_text())) for path in sorted(Path(out).glob("seed-*.json"))]
+
+
+def _part(target: Path, part: str) -> Path:
+    return target.with_name(f"{target.name}.csv" if part == "summary" else f"{target.name}_{part}.csv")
 
 
 def _plain(config) -> dict:

@@ -148,7 +148,8 @@ def _sweep(run: Trajectory, cotangents: list[State], start: int, compile: bool) 
     return list(scores)
 
 
-def _segment(run: Trajectory, dynamics: Dynamics, a: int, b: int, cotangents: Sequence[State], length: int, blame: bool = False) -> tuple[Sequence[State], Tensor]:
+def _segment(run: Trajectory, dynamics: Dynamics, a: int, b: int, cotangents: Sequence[State], length: int,
+             blame: bool = False) -> tuple[Sequence[State], Tensor]:
     """Pull cotangents back from state b to state a; also their products with the weights' derivatives, (m, ·), last step first.
 
     The steps are linearised in chunks of `length`, as many as memory may hold at once, so that few are computed twice.

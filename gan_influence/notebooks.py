@@ -18,8 +18,8 @@ from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from traitlets.config import Config
 
-from .experiments import write_atomically
 from .links import ROOT
+from .storage import write_atomically
 
 FOLDER = ROOT / "notebooks"
 

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 _PALETTE = sns.color_palette("colorblind").as_hex()
 COLORS = {"real": _PALETTE[0], "generated": _PALETTE[1], "removed": _PALETTE[3], "retrained": _PALETTE[2], "discriminator": "0.5"}
-MARKERS = {"computed": "o", "recorded": "s", "published": "D"}
 
 
 def _array(values) -> np.ndarray:
@@ -59,9 +58,9 @@ def rate(ax: Axes, x, y, slope: float, title: str, xlabel: str, ylabel: str) -> 
 
 
 def curves(ax: Axes, series: Mapping[str, tuple[Sequence, Sequence, Sequence | None]], title: str, xlabel: str, ylabel: str) -> None:
-    """Lines with error bars: {label: (x, mean, standard deviation or None)}; the first word of a label picks its marker."""
+    """Lines with error bars: {label: (x, mean, standard deviation or None)}."""
     for i, (label, (x, mean, spread)) in enumerate(series.items()):
-        ax.errorbar(range(len(x)), mean, yerr=spread, marker=MARKERS.get(label.split()[0], "o"), linestyle=["-", "--", ":"][i % 3],
+        ax.errorbar(range(len(x)), mean, yerr=spread, marker="osD^"[i % 4], linestyle=["-", "--", ":"][i % 3],
                     capsize=3, color=_PALETTE[[1, 0, 4, 2][i % 4]], label=label)
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
     ax.legend(frameon=False, fontsize="small")
@@ -131,8 +130,10 @@ def movement(ax: Axes, real, instance, samples, shifts, title: str, length: floa
 
 def by_window(ax: Axes, series: Mapping[str, tuple[Sequence, Sequence, Sequence | None]], ylabel: str) -> None:
     """Scores against the window k on a log axis, with error bars: {label: (k, mean, standard deviation or None)}."""
-    for (label, (k, mean, spread)), line, color in zip(series.items(), ["-", "-", "--"], [COLORS["generated"], COLORS["retrained"], "black"]):
-        ax.errorbar(k, mean, yerr=spread, marker=MARKERS[label.split()[0]], linestyle=line, capsize=3, color=color, label=label)
+    looks = {"computed": ("o", "-", COLORS["generated"]), "recorded": ("s", "-", COLORS["retrained"]), "published": ("D", "--", "black")}
+    for label, (k, mean, spread) in series.items():
+        marker, line, color = looks[label.split()[0]]
+        ax.errorbar(k, mean, yerr=spread, marker=marker, linestyle=line, capsize=3, color=color, label=label)
     ks = sorted({k for points, *_ in series.values() for k in points})
     ax.set(xscale="log", xlabel="window k, epochs", ylabel=ylabel, ylim=(0, 1.05))
     ax.set_xticks(ks, ks, minor=False)
@@ -146,3 +147,15 @@ def by_fraction(ax: Axes, series: Mapping[str, tuple[Sequence, Sequence]]) -> No
         ax.semilogx(fractions, tau, marker=marker, color=color, label=label)
     ax.set(xlabel="removed fraction ε of each instance", ylabel="Kendall's τ with the influence", title="smaller removals, k = 1", ylim=(0, 1.05))
     ax.legend(frameon=False, fontsize="small", loc="lower left")
+
+
+def overview(table, scores, published: Mapping[str, Sequence], seed: int, k: int) -> Figure:
+    """README's figure: influence against leave-one-out for one recorded run, and rank agreement against the window."""
+    figure, (left, right) = axes(2, width=5, height=4)
+    part = scores.query("seed == @seed and last_epochs == @k")
+    predicted_against_true(left, part.influence, part.leave_one_out, f"{len(part)} training points of a ReLU GAN, k = {k}")
+    by_k = table.groupby("last_epochs").kendall_tau
+    by_window(right, {f"recorded ({table.seed.nunique()} seeds)": (by_k.mean().index, by_k.mean().values, by_k.std().values),
+                      "published (10 seeds)": (published["k"], published["kendall_tau"], None)}, "Kendall's τ")
+    right.set_title("rank agreement with leave-one-out retraining")
+    return figure

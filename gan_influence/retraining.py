@@ -1,6 +1,6 @@
 """Counterfactual runs: the same schedule again, without some instances. The ground truth that influence predicts."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from .trajectory import Trajectory, last
 MODELS_AT_ONCE = {"cpu": 32, "cuda": 256}
 
 
-def retrain(run: Trajectory, remove: Sequence, last_epochs: int | None = None, models_at_once: int | None = None,
+def retrain(run: Trajectory, remove: Collection, last_epochs: int | None = None, models_at_once: int | None = None,
             compile: bool = False) -> State | list[State]:
     """Run the last epochs again without some training instances.
 
@@ -22,7 +22,7 @@ def retrain(run: Trajectory, remove: Sequence, last_epochs: int | None = None, m
 
     Args:
         run: a recorded run.
-        remove: instances to remove together; or a list of such sets, trained many at once.
+        remove: instances to remove together, a list, a set or a tensor; or a list of such sets, trained many at once.
         last_epochs: the window k; None retrains from the first step.
         models_at_once: how many models are trained together; halved by itself when memory runs out.
         compile: compile the step of so many models first (half a minute; needs a C++ compiler), for long windows.
@@ -40,7 +40,7 @@ def retrain(run: Trajectory, remove: Sequence, last_epochs: int | None = None, m
     >>> run = gi.train(gi.models.fcgan(), data.train, epochs=2, seed=0)
     >>> one, other = gi.retrain(run, remove=[[3], [5, 7]], last_epochs=1)
     """
-    many = isinstance(remove, Sequence) and len(remove) > 0 and not np.isscalar(remove[0]) and np.ndim(remove[0]) == 1
+    many = not isinstance(remove, Set) and len(remove) > 0 and (isinstance(remove[0], Set) or np.ndim(remove[0]) == 1)
     sets = [_index_set(run, one) for one in (remove if many else [remove])]
     states: list[State] = [run.final] * len(sets)
     for which, stacked in counterfactuals(run, sets, run.window(last_epochs), models_at_once, compile):
@@ -119,7 +119,7 @@ def _run_group(run: Trajectory, sets: list[Tensor], start: int, size: int, compi
 
 
 def _index_set(run: Trajectory, instances) -> Tensor:
-    one = torch.as_tensor(instances).cpu()
+    one = torch.as_tensor(sorted(instances) if isinstance(instances, Set) else instances).cpu()
     if one.dtype == torch.bool:
         raise TypeError("instances are given by index, but a mask was passed: use mask.nonzero().flatten()")
     one = one.to(torch.int64).flatten()

@@ -1,106 +1,24 @@
-"""A training run as a value: who was drawn when, the states along the way, exact replay in between."""
+"""A training run as a value: the states along the way, exact replay in between, files that hold it."""
 
-import hashlib
-import json
 import os
-import platform
 from collections import deque
 from collections.abc import Iterator
-from functools import cached_property, lru_cache
-from pathlib import Path
+from functools import cached_property
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .dynamics import Batch, Dynamics, Order, deterministic
 from .gan import GAN
 from .optimizers import OPTIMIZERS, SGD
 from .progress import progress
+from .schedule import RecordedSchedule, Schedule, restore_schedule
 from .state import State
+from .storage import fingerprint, read_tensors, versions, write_tensors
 
 FORMAT = 1
-
-
-class Schedule:
-    """Which instances and latents every step draws: a pure function of the seed and the step.
-
-    Args:
-        n: size of the training set. An epoch is n // batch_size steps over a fresh permutation; the rest sits out.
-        batch_size: real instances, and latents, per step.
-        epochs: length of the run.
-        latent_dim: length of a latent vector.
-        shared: whether both players use the same latents.
-        seed: any non-negative integer.
-
-    >>> schedule = Schedule(n=6, batch_size=2, epochs=2, latent_dim=3, shared=True, seed=0)
-    >>> sorted(torch.cat([schedule.indices(t) for t in range(3)]).tolist())
-    [0, 1, 2, 3, 4, 5]
-    """
-
-    def __init__(self, n: int, batch_size: int, epochs: int, latent_dim: int, shared: bool, seed: int):
-        if not 1 <= batch_size <= n:
-            raise ValueError(f"a batch holds between 1 and n = {n} distinct instances, but batch_size is {batch_size}")
-        self.n, self.batch_size, self.latent_dim, self.shared, self.seed = n, batch_size, latent_dim, shared, seed
-        self.steps_per_epoch = n // batch_size
-        self.steps = epochs * self.steps_per_epoch
-        # Keep the two epochs that a sweep across a boundary touches; a whole epoch is drawn at once because that is cheap.
-        self._order, self._latents = lru_cache(2)(self._draw_order), lru_cache(4)(self._draw_latents)
-
-    def indices(self, t: int) -> Tensor:
-        """The instances that step t draws, (batch_size,) int64."""
-        return self._order(t // self.steps_per_epoch)[t % self.steps_per_epoch]
-
-    def latents(self, t: int) -> tuple[Tensor, Tensor | None]:
-        """Step t's latents, (batch_size, latent_dim) float64: the discriminator's, and the generator's own unless shared."""
-        epoch, row = divmod(t, self.steps_per_epoch)
-        return self._latents(1, epoch)[row], None if self.shared else self._latents(2, epoch)[row]
-
-    def _draw_order(self, epoch: int) -> Tensor:
-        order = np.random.default_rng([self.seed, 0, epoch]).permutation(self.n)
-        return torch.from_numpy(order[: self.steps_per_epoch * self.batch_size]).view(self.steps_per_epoch, self.batch_size)
-
-    def _draw_latents(self, player: int, epoch: int) -> Tensor:
-        shape = self.steps_per_epoch, self.batch_size, self.latent_dim
-        return torch.from_numpy(np.random.default_rng([self.seed, player, epoch]).standard_normal(shape))
-
-    def describe(self) -> dict:
-        return {"kind": "seeded", "n": self.n, "batch_size": self.batch_size, "epochs": self.steps // self.steps_per_epoch,
-                "latent_dim": self.latent_dim, "shared": self.shared, "seed": self.seed}
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {}
-
-
-class RecordedSchedule:
-    """The same questions answered from arrays that somebody else's loop wrote down.
-
-    Args:
-        n: size of the training set.
-        indices: (T, B) integers.
-        latents: (T, B, latent_dim).
-        generator_latents: the same shape, or None when both players used `latents`.
-    """
-
-    def __init__(self, n: int, indices: Tensor, latents: Tensor, generator_latents: Tensor | None):
-        self.n, self._indices, self._latents, self._generator_latents = n, indices, latents, generator_latents
-        self.steps, self.batch_size = indices.shape
-        self.steps_per_epoch = max(1, n // self.batch_size)
-
-    def indices(self, t: int) -> Tensor:
-        return self._indices[t]
-
-    def latents(self, t: int) -> tuple[Tensor, Tensor | None]:
-        return self._latents[t], None if self._generator_latents is None else self._generator_latents[t]
-
-    def describe(self) -> dict:
-        return {"kind": "recorded", "n": self.n}
-
-    def tensors(self) -> dict[str, Tensor]:
-        named = {"indices": self._indices, "latents": self._latents, "generator_latents": self._generator_latents}
-        return {f"schedule.{name}": tensor.contiguous() for name, tensor in named.items() if tensor is not None}
+HEADER = ("format", "data", "gan", "optimizer", "order", "stride", "schedule", "steps")  # what a saved run must say about itself
 
 
 class Trajectory:
@@ -230,20 +148,14 @@ class Trajectory:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write `trajectory.json` and `states.safetensors` into the folder `path`; a run saved there before stays whole until the new one is."""
-        path = Path(path)
-        path.mkdir(parents=True, exist_ok=True)
-        header = json.dumps({
+        header = {
             "format": FORMAT, "versions": versions(), "threads": torch.get_num_threads(), "device": str(self.x.device),
             "gan": self.gan.describe(), "optimizer": {"name": self.optimizer.name, **self.optimizer.describe()},
             "order": self.order, "stride": self.stride, "schedule": self.schedule.describe(), "steps": self.steps,
             "data": {"shape": list(self.x.shape), "fingerprint": fingerprint(self.x)},
-        }, indent=1)
+        }
         tensors = {f"{t}/{name}": p.cpu().contiguous() for t, state in self.states.items() for name, p in state.named().items()}
-        # The header travels inside the tensors' file, so that one rename swaps everything; the JSON beside it is for reading.
-        save_file(tensors | self.schedule.tensors(), path / "states.partial", metadata={"header": header})
-        os.replace(path / "states.partial", path / "states.safetensors")
-        (path / "header.partial").write_text(header)
-        os.replace(path / "header.partial", path / "trajectory.json")
+        write_tensors(path, "trajectory.json", header, tensors | self.schedule.tensors())
 
     @classmethod
     def load(cls, path: str | os.PathLike, gan: GAN, x: Tensor, optimizer=None) -> "Trajectory":
@@ -258,22 +170,15 @@ class Trajectory:
         Raises:
             ValueError: when the file is truncated or foreign, or belongs to another data set or another architecture.
         """
-        path, x = Path(path), instances(gan, x)
-        try:
-            json.loads((path / "trajectory.json").read_text())
-            with safe_open(path / "states.safetensors", "pt", device=str(x.device)) as file:
-                header = json.loads(file.metadata()["header"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-            expected_format, data, made_from = header["format"], header["data"], header["gan"]
-        except (OSError, json.JSONDecodeError, SafetensorError, KeyError, TypeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} does not hold a whole trajectory ({error}): it may be truncated or foreign; record the run again") from error
-        if expected_format != FORMAT:
-            raise ValueError(f"{path} has trajectory format {expected_format!r}, this version reads {FORMAT}: use the version {header.get('versions')}")
-        for what, recorded, given in (("training set", data, {"shape": list(x.shape), "fingerprint": fingerprint(x)}),
-                                      ("GAN", made_from, gan.describe())):
+        x = instances(gan, x)
+        header, tensors = read_tensors(path, "trajectory.json", str(x.device), needs=HEADER)
+        if header["format"] != FORMAT:
+            raise ValueError(f"{path} has trajectory format {header['format']!r}, this version reads {FORMAT}: use the version {header.get('versions')}")
+        for what, recorded, given in (("training set", header["data"], {"shape": list(x.shape), "fingerprint": fingerprint(x)}),
+                                      ("GAN", header["gan"], gan.describe())):
             if recorded != given:
                 raise ValueError(f"{path} was recorded with another {what}: the file says {_difference(recorded, given)}; pass the one that was trained")
-        schedule = _schedule(header["schedule"], tensors)
+        schedule = restore_schedule(header["schedule"], tensors)
         if optimizer is None:
             arguments = dict(header["optimizer"])
             name = arguments.pop("name")
@@ -420,18 +325,6 @@ def instances(gan: GAN, x) -> Tensor:
     return x
 
 
-def fingerprint(x: Tensor) -> str:
-    """A hash of a data set's type, shape and bytes."""
-    x = x.detach().cpu().contiguous()
-    return hashlib.blake2b(x.numpy().tobytes(), digest_size=16, person=str(x.dtype).encode()[-16:]).hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Versions that a recorded number may depend on."""
-    from . import __version__
-    return {"gan_influence": __version__, "torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()}
-
-
 def _blame(run: Trajectory, start: int, stop: int) -> None:
     state = run.states.get(start)
     states = enumerate(run.walk(state, start, stop), start) if state else []
@@ -440,15 +333,7 @@ def _blame(run: Trajectory, start: int, stop: int) -> None:
                              "lower the learning rate, or look at the instances of that step")
 
 
-def _schedule(description: dict, tensors: dict[str, Tensor]):
-    arguments = dict(description)
-    if arguments.pop("kind") == "seeded":
-        return Schedule(**arguments)
-    arrays = {name: tensors.get(f"schedule.{name}") for name in ("indices", "latents", "generator_latents")}
-    return RecordedSchedule(arguments["n"], **{name: None if a is None else a.cpu() for name, a in arrays.items()})
-
-
-def _state(path: Path, t: int, template: dict[str, Tensor], tensors: dict[str, Tensor]) -> State:
+def _state(path: str | os.PathLike, t: int, template: dict[str, Tensor], tensors: dict[str, Tensor]) -> State:
     players = {field: {} for field in State._fields}
     for name, like in template.items():
         found = tensors.get(f"{t}/{name}")

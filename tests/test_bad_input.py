@@ -118,7 +118,8 @@ class Metric:
     (lambda gan, state: state.discriminator["0.weight"].sum(), ValueError, "made up does not reach it: build its value from gan.generate"),
     (lambda gan, state: gan.generate(state, gan.sample_latents(3, seed=0)).detach().sum(), ValueError, "does not reach it"),
     (lambda gan, state: gan.generate(state, gan.sample_latents(3, seed=0)), FloatingPointError, "finite scalar metric"),
-    (lambda gan, state: gan.generate(state, gan.sample_latents(3, seed=0)).sum() * float("nan"), FloatingPointError, r"made up is nan at the end of the run \(step 12\)"),
+    (lambda gan, state: gan.generate(state, gan.sample_latents(3, seed=0)).sum() * float("nan"), FloatingPointError,
+     r"made up is nan at the end of the run \(step 12\)"),
     (lambda gan, state: (state.generator["0.weight"].sum() * 0).sqrt(), FloatingPointError, "gradient of made up"),
 ])
 def test_metrics_that_cannot_be_pulled_back(function, error, message):

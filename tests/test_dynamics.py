@@ -93,7 +93,8 @@ def test_losses_have_their_textbook_values():
     d = torch.tensor([-1.5, 0.0, 2.0, 50.0], dtype=torch.float64)
     log_sigmoid = -torch.log1p(torch.exp(-d))
     expected = {
-        "non_saturating": (-log_sigmoid, torch.log1p(torch.exp(d)), -log_sigmoid), "minimax": (-log_sigmoid, torch.log1p(torch.exp(d)), -torch.log1p(torch.exp(d))),
+        "non_saturating": (-log_sigmoid, torch.log1p(torch.exp(d)), -log_sigmoid),
+        "minimax": (-log_sigmoid, torch.log1p(torch.exp(d)), -torch.log1p(torch.exp(d))),
         "wasserstein": (-d, d, -d), "hinge": ((1 - d).clamp(min=0), (1 + d).clamp(min=0), -d),
         "least_squares": ((d - 1) ** 2 / 2, d**2 / 2, (d - 1) ** 2 / 2),
     }

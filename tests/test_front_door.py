@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import nbformat
 import pytest
@@ -174,9 +175,10 @@ def test_accuracy_records_what_it_measured(device, tmp_path, monkeypatch):
 
 def test_a_folder_of_another_preset_is_left_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(experiments.ACCURACY, "quick", TINY)
+    monkeypatch.setitem(experiments.ACCURACY, "paper", replace(TINY, instances=5))
     main(["accuracy", "--preset", "quick", "--seeds", "0", "--out", str(tmp_path), "--no-compile"])
     before = (tmp_path / "seed-0.json").read_text()
-    assert "own --out" in refusal(capsys, "accuracy", "--preset", "paper", "--seeds", "0", "--out", str(tmp_path))
+    assert "own --out" in refusal(capsys, "accuracy", "--preset", "paper", "--seeds", "0", "--out", str(tmp_path), "--no-compile")
     assert (tmp_path / "seed-0.json").read_text() == before
 
 

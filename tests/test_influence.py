@@ -33,7 +33,8 @@ def data_dependent_run(order, activation, device, decay):
     indices = torch.tensor([*by_first, *by_second, *by_first])
     indices[:, 0], indices[5, 1] = indices[0, 0], indices[5, 2]
     latents, generator_latents = torch.from_numpy(np.random.default_rng(1).standard_normal((2, *indices.shape, 3)))
-    return gi.Trajectory.from_recording(gan, x, indices, latents, gi.SGD(generator=0.05, discriminator=np.linspace(0.2, 0.1, len(indices))), order, generator_latents)
+    optimizer = gi.SGD(generator=0.05, discriminator=np.linspace(0.2, 0.1, len(indices)))
+    return gi.Trajectory.from_recording(gan, x, indices, latents, optimizer, order, generator_latents)
 
 
 @pytest.mark.parametrize("order", ["simultaneous", "alternating"])
@@ -187,7 +188,8 @@ def test_an_optimiser_with_memory_needs_nothing_else(tmp_path):
     keep[j] = 1 - eps
     measured = float(metric(gan, last(run.walk(run.initial, 0, run.steps, keep))).detach() - metric(gan, run.final).detach()) / eps
     assert float(gi.influence(run, metric)[j]) == pytest.approx(measured, rel=1e-3)
-    assert float(gi.leave_one_out(run, metric, [j])) == pytest.approx(float(metric(gan, gi.retrain(run, [j])).detach() - metric(gan, run.final).detach()), rel=1e-9)
+    without = float(metric(gan, gi.retrain(run, [j])).detach() - metric(gan, run.final).detach())
+    assert float(gi.leave_one_out(run, metric, [j])) == pytest.approx(without, rel=1e-9)
     run.save(tmp_path / "run")
     again = gi.Trajectory.load(tmp_path / "run", gan, x, optimizer=Momentum(0.02))
     assert all(torch.equal(a, b) for a, b in zip(again.final.tensors(), run.final.tensors()))
@@ -225,6 +227,17 @@ def test_lqgan_at_its_optimum_has_the_closed_form(variant, rate, steps, method):
     expected = gi.models.lqgan_influence(run.x, v_a, v_b)
     estimate = gi.influence(run, Quadratic(), method=method, iterations=100_000, tolerance=1e-15)
     assert relative_error(estimate, expected) < 1e-10
+
+
+def test_aid_averages_over_the_batches_of_an_epoch():
+    half = torch.from_numpy(np.random.default_rng(0).normal(1.0, 2.0, (20, 1)))
+    z = torch.from_numpy(np.random.default_rng(1).standard_normal((20, 1)))
+    z = (z - z.mean()) / z.std(unbiased=False)
+    x, gan = torch.cat([half, half]), gi.models.lqgan()  # both batches of an epoch hold the same values: the optimum is a fixed point of each
+    optimum = gi.State({"a": x.std(unbiased=False).reshape(1), "b": x.mean().reshape(1)}, {"w": torch.zeros(1, 2, dtype=torch.float64)})
+    run = gi.Trajectory.from_recording(gan, x, torch.arange(40).view(2, 20), z.repeat(2, 1, 1), gi.SGD(0.1), "simultaneous", initial=optimum)
+    expected = gi.models.lqgan_influence(x, 2 * float(optimum.generator["a"]), 3.0)
+    assert relative_error(gi.influence(run, Quadratic(), method="aid", tolerance=1e-15), expected) < 1e-10
 
 
 def test_aid_does_not_depend_on_the_step_size():

@@ -62,6 +62,14 @@ def test_sets_are_removed_together(compile):
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("one", [[3, 5], {3, 5}, (3, 5), range(3, 6, 2), np.array([3, 5]), torch.tensor([3, 5])])
+def test_a_set_may_come_in_any_collection(one):
+    run = tiny_run()
+    expected = replayed(run, [3, 5])
+    for state in (gi.retrain(run, one), *gi.retrain(run, [one, one], models_at_once=1)):
+        assert all(torch.equal(a, b) for a, b in zip(state.tensors(), expected.tensors()))
+
+
 def test_a_model_joins_where_its_instance_first_appears(monkeypatch):
     run, starts = tiny_run(n=60, epochs=1), []
     walk = type(run).walk

@@ -13,7 +13,8 @@ import torch
 
 import gan_influence as gi
 from conftest import tiny_data, tiny_gan, tiny_run
-from gan_influence.trajectory import Schedule, default_stride
+from gan_influence.schedule import Schedule
+from gan_influence.trajectory import default_stride
 
 
 def equal(a, b):
@@ -131,7 +132,8 @@ def test_a_file_of_another_format_or_with_wrong_tensors_is_refused(tmp_path):
     run = tiny_run()
     run.save(tmp_path)
     header, tensors = json.loads((tmp_path / "trajectory.json").read_text()), load_file(tmp_path / "states.safetensors")
-    for change, drop, message in [({"format": 99}, None, "format 99, this version reads 1"), ({}, "4/generator.0.weight", "state 4 should hold generator.0.weight .* found nothing")]:
+    for change, drop, message in [({"format": 99}, None, "format 99, this version reads 1"),
+                                  ({}, "4/generator.0.weight", "state 4 should hold generator.0.weight .* found nothing")]:
         kept = {name: p for name, p in tensors.items() if name != drop}
         save_file(kept, tmp_path / "states.safetensors", metadata={"header": json.dumps(header | change)})
         with pytest.raises(ValueError, match=message):
@@ -146,7 +148,7 @@ def test_a_killed_save_leaves_the_old_file_whole(killed_at, tmp_path):
         import os, signal, sys
         sys.path.insert(0, {os.path.dirname(__file__)!r})
         from conftest import tiny_run
-        import gan_influence.trajectory as module
+        import gan_influence.storage as module
         def die(*args, **kwargs):
             if {killed_at!r} == "save_file":
                 open(args[1], "wb").write(b"half a file")
