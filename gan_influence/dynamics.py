@@ -75,6 +75,14 @@ class Dynamics:
 
         Returns:
             The state after the step. With grad mode enabled it is differentiable in `state` and `weights`.
+
+        >>> import gan_influence as gi
+        >>> gan = gi.models.fcgan()
+        >>> dynamics = Dynamics(gan, gi.SGD(0.1), order="simultaneous")
+        >>> batch = Batch(gi.data.normal_2d(train=5).train, gan.sample_latents(5, seed=0), None, (0.1, 0.1))
+        >>> after = dynamics.step(dynamics.initial(), batch, torch.ones(5, dtype=torch.float64))
+        >>> torch.equal(after.generator["0.weight"], dynamics.initial().generator["0.weight"])
+        False
         """
         x, z, generator_z = batch.x, batch.z, batch.generator_z
         if self.models:

@@ -81,6 +81,11 @@ def parameter_influence(run: Trajectory, j: int, last_epochs: int | None = None)
         IndexError: for an instance that does not exist.
 
     Source: Terashita et al., ICLR 2021, section 3 (ASGD-influence).
+
+    >>> import gan_influence as gi
+    >>> run = gi.train(gi.models.fcgan(), gi.data.normal_2d(train=200).train, epochs=2, seed=0)
+    >>> gi.parameter_influence(run, 7, last_epochs=1).generator["0.weight"].shape
+    torch.Size([32, 10])
     """
     if not -run.n <= j < run.n:
         raise IndexError(f"instances are 0..{run.n - 1}, got {j}")

@@ -66,6 +66,13 @@ def leave_one_out(run: Trajectory, metric, instances: Iterable[int], last_epochs
         never drew. A dict for a dict.
 
     Source: Terashita et al., ICLR 2021, section 5.1.
+
+    >>> import gan_influence as gi
+    >>> data, gan = gi.data.normal_2d(train=200, valid=50, test=50, seed=0), gi.models.fcgan()
+    >>> run = gi.train(gan, data.train, epochs=2, seed=0)
+    >>> metric = gi.metrics.AverageLogLikelihood(data.valid, gan.sample_latents(50, seed=1))
+    >>> gi.leave_one_out(run, metric, instances=range(3), last_epochs=1).shape
+    torch.Size([3])
     """
     metrics = metric if isinstance(metric, Mapping) else {"metric": metric}
     sets = [_index_set(run, [j]) for j in instances]

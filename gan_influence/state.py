@@ -50,7 +50,12 @@ class State(NamedTuple):
 
 
 def stack(states: list[State]) -> State:
-    """Many models' states as one, with a leading model dimension on every tensor."""
+    """Many models' states as one, with a leading model dimension on every tensor.
+
+    >>> one = State({"a": torch.ones(2)}, {"w": torch.zeros(3)})
+    >>> stack([one] * 4).discriminator["w"].shape
+    torch.Size([4, 3])
+    """
     return states[0].rebuild(torch.stack(same) for same in zip(*(state.tensors() for state in states)))
 
 

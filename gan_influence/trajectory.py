@@ -169,6 +169,13 @@ class Trajectory:
 
         Raises:
             ValueError: when the file is truncated or foreign, or belongs to another data set or another architecture.
+
+        >>> import tempfile, gan_influence as gi
+        >>> gan, x = gi.models.fcgan(), gi.data.normal_2d(train=200).train
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     gi.train(gan, x, epochs=1, seed=0).save(folder)
+        ...     Trajectory.load(folder, gan, x).steps
+        2
         """
         x = instances(gan, x)
         header, tensors = read_tensors(path, "trajectory.json", str(x.device), needs=HEADER)
@@ -210,6 +217,11 @@ class Trajectory:
 
         Raises:
             ValueError: for indices outside 0..n-1, shapes that do not fit, or a replay that ends elsewhere than `final`.
+
+        >>> import gan_influence as gi
+        >>> x, indices = gi.data.normal_2d(train=6).train, [[0, 1, 2], [3, 4, 5]]
+        >>> Trajectory.from_recording(gi.models.fcgan(), x, indices, torch.zeros(2, 3, 10), gi.SGD(0.1))
+        Trajectory(2 steps = 1 epochs of batch 3, n=6, alternating, a state every step, 0.1 MiB)
         """
         x = instances(gan, x)
         indices = torch.as_tensor(np.asarray(indices), dtype=torch.int64)

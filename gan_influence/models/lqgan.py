@@ -66,6 +66,9 @@ def lqgan_influence(x: Tensor, v_a: float, v_b: float) -> Tensor:
 
     Returns:
         (N,): V(without j) − V(with j) to first order in 1/N, with the loss divided by N throughout.
+
+    >>> lqgan_influence(torch.tensor([[0.0], [2.0]]), v_a=0.0, v_b=1.0)  # V = b, the mean of what is generated
+    tensor([-0., -1.])
     """
     x = x.flatten()
     b, a = x.mean(), x.var(unbiased=False).sqrt()
