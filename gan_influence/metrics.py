@@ -7,7 +7,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .gan import GAN
+from .image_metrics import FrechetDistance, InceptionScore, LogInceptionScore
 from .state import State
+
+__all__ = ["AverageLogLikelihood", "DiscriminatorLoss", "FrechetDistance", "InceptionScore", "LogInceptionScore"]
 
 
 class AverageLogLikelihood:
