@@ -63,6 +63,7 @@ def accuracy_run(config: Accuracy, seed: int, device: str = "cpu") -> tuple[Traj
     >>> run.steps, metric.name
     (2, 'average log-likelihood')
     """
+    check_device(device)
     parts = data.normal_2d(config.n, config.held_out, seed=seed)
     gan = fcgan(seed=seed, activation=ACTIVATIONS[config.activation])
     gan.generator.to(device), gan.discriminator.to(device)
@@ -204,6 +205,17 @@ def save_results(out: str | os.PathLike, results: dict, rows: list[dict]) -> Non
     """
     write_atomically(Path(out) / "table.csv", _csv(rows))
     write_atomically(Path(out) / "results.json", json.dumps({"results": results, "versions": versions()}, indent=1) + "\n")
+
+
+def check_device(device: str) -> None:
+    """Refuse a GPU that is not there.
+
+    Raises:
+        RuntimeError: for "cuda" where torch sees no GPU.
+    """
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f"a GPU was asked for (device {device!r}) but torch sees none: use the device 'cpu', or install the torch build for "
+                           f"your driver (this is torch {torch.__version__})")
 
 
 def device_name(device: str) -> str:

@@ -35,6 +35,12 @@ def test_one_seed_compares_the_same_instances():
         np.testing.assert_allclose([row["leave_one_out"] for row in rows], gi.leave_one_out(run, metric, chosen, last_epochs=k), atol=1e-15)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_absent_is_named():
+    with pytest.raises(RuntimeError, match="a GPU was asked for.*torch sees none: use the device 'cpu'"):
+        experiments.accuracy_experiment(SMALL, 0, device="cuda")
+
+
 def test_recording_resumes_and_gathers(tmp_path, monkeypatch):
     out, target = tmp_path / "runs", tmp_path / "recorded" / "small"
     experiments.record_accuracy(SMALL, [3, 1], out, compile=False)

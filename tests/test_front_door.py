@@ -225,7 +225,7 @@ def test_demo_leaves_everything_and_no_path(demo, monkeypatch, capsys):
     assert json.loads((out / "results.json").read_text())["results"] == {"seed": 3, "rate": 1.0}
     assert (out / "figure-1.png").read_bytes().startswith(b"\x89PNG")
     stored = (out / "00_start_here.ipynb").read_text()
-    assert '../runs/demo' in stored and str(demo) not in stored and "papermill" not in json.loads(stored)["metadata"]
+    assert 'out = \\".\\"' in stored and str(demo) not in stored and "papermill" not in json.loads(stored)["metadata"]
     assert str(demo) not in (out / "00_start_here.html").read_text()
     printed = capsys.readouterr().out
     assert "seed  3" in printed and "00_start_here.html" in printed
