@@ -27,4 +27,4 @@ def slider(draw: Callable[[int], Figure], values: Sequence[int], label: str) -> 
     chooser = ipywidgets.SelectionSlider(options=list(values), description=label, continuous_update=False)
     image = ipywidgets.Image(value=png(values[0]), format="png")
     chooser.observe(lambda change: setattr(image, "value", png(change["new"])), names="value")
-    return ipywidgets.VBox([chooser, image])
+    return ipywidgets.VBox([chooser, image], layout={"align_items": "flex-start"})  # or the image is stretched
