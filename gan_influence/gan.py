@@ -46,6 +46,11 @@ class GAN:
         self.apply_generator = _Pure(generator)
         self.apply_discriminator = _Pure(discriminator)
 
+    def __reduce__(self):
+        # For other processes. A named loss travels by its name, because its functions have none.
+        loss = self.loss if self.loss_name == "custom" else self.loss_name
+        return type(self), (self.generator, self.discriminator, self.latent_dim, loss, self.weight_decay)
+
     @property
     def device(self) -> torch.device:
         """Where the generator's parameters are now."""

@@ -121,7 +121,7 @@ class FrechetDistance:
 
 
 def _transport(root: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """The map T with T·B·T = A = rootᵀ·root, and tr (AB)^½. Directions without variance in B are left out: nothing moves along them."""
+    """The map T with T·B·T = A = rootᵀ·root, and tr (AB)^½. Directions without variance in B, where the root has no derivative, are left out."""
     eigenvalues, vectors = torch.linalg.eigh(covariance)
     present = eigenvalues > eigenvalues.max() * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
     scale, vectors = eigenvalues[present].sqrt(), vectors[:, present]

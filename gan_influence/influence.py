@@ -125,7 +125,8 @@ def _gradient(run: Trajectory, metric: Metric) -> State:
     if value.ndim or not value.isfinite():
         raise FloatingPointError(f"influence assumes a finite scalar metric, but {name} is {value.detach().tolist()} at the end of the run (step {run.steps})")
     parameters = state.tensors()
-    gradient = torch.autograd.grad(value, parameters, allow_unused=True) if value.requires_grad else [None] * len(parameters)
+    with deterministic(run.x.device):
+        gradient = torch.autograd.grad(value, parameters, allow_unused=True) if value.requires_grad else [None] * len(parameters)
     if all(g is None for g in gradient[: len(state.generator)]):
         raise ValueError(f"influence assumes that the metric depends on the generator, but {name} does not reach it: build its value "
                          "from gan.generate(state, latents), without detaching and without numpy")
