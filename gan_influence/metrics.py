@@ -48,7 +48,10 @@ class AverageLogLikelihood:
         origin = x.mean(0)  # squared distances are taken as differences of squares: keep those small
         x, centres = (x - origin) / self.bandwidth, (centres - origin) / self.bandwidth
         rows = max(1, self.chunk_bytes // (centres.element_size() * len(centres)))
-        sums = [checkpoint(_log_kernel_sum, chunk, centres, use_reentrant=False, preserve_rng_state=False) for chunk in x.split(rows)]
+        if rows >= len(x):
+            sums = [_log_kernel_sum(x, centres)]  # small enough to keep for the gradient
+        else:
+            sums = [checkpoint(_log_kernel_sum, chunk, centres, use_reentrant=False, preserve_rng_state=False) for chunk in x.split(rows)]
         d = x.shape[1]
         return sum(sums) / len(x) - math.log(len(centres)) - 0.5 * d * math.log(2 * math.pi * self.bandwidth**2)
 
