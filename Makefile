@@ -13,7 +13,7 @@ PYTHON ?= $(firstword $(foreach python,python3.11 python3,$(if $(call RECENT,$(p
 PIN = $(shell sed -n 's/^$(1)==//p' requirements.txt)
 PIP := $(RUN) -m pip --disable-pip-version-check
 
-.PHONY: help demo test test-gpu lint notebooks clean
+.PHONY: help demo test test-gpu lint notebooks paper clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -33,6 +33,10 @@ lint: $(READY)  ## check style with ruff
 
 notebooks: $(READY)  ## execute every notebook again, in its place, and clean what execution leaves behind
 	$(RUN) -m gan_influence notebooks $(ARGS)
+
+BUDGET ?= 25m
+paper: $(READY)  ## make what is outstanding of the full-scale recordings, within BUDGET=25m; again to continue
+	$(RUN) -m gan_influence paper --budget $(BUDGET) $(ARGS)
 
 clean:  ## remove .venv, caches, and what the demo and the notebooks made; other folders in runs/ stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache runs/demo notebooks/runs notebooks/.ipynb_checkpoints

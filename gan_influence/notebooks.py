@@ -5,12 +5,15 @@ import base64
 import difflib
 import json
 import os
+import re
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import nbformat
 import papermill
@@ -24,13 +27,17 @@ from .storage import write_atomically
 FOLDER = ROOT / "notebooks"
 
 
-def run(notebook: Path, out: str | os.PathLike, parameters: Mapping[str, object]) -> Path:
+def run(notebook: Path, out: str | os.PathLike, parameters: Mapping[str, object], timeout: float | None = None, html: bool = True,
+        log: TextIO | None = None) -> Path:
     """Execute a copy of a notebook with other parameters, and leave everything it made in the folder `out`.
 
     Args:
         notebook: the .ipynb file, which is not changed; it runs in its own folder.
         out: for the executed notebook, the same as HTML, figure-1.png and so on; also given to the notebook as its parameter `out`.
         parameters: values by name; text is read as the type that the notebook declares.
+        timeout: seconds that a single cell may take.
+        html: whether to write the page.
+        log: where cells print to as they run; a progress bar is shown without one.
 
     Returns:
         The executed notebook's path.
@@ -38,25 +45,28 @@ def run(notebook: Path, out: str | os.PathLike, parameters: Mapping[str, object]
     Raises:
         ValueError: for a parameter that the notebook does not have, or a value of another type.
         papermill.PapermillExecutionError: when a cell fails; the notebook up to there is kept.
+        nbclient.exceptions.CellTimeoutError: when a cell takes too long; likewise.
+        nbclient.exceptions.DeadKernelError: when the notebook's process dies; likewise.
     """
     values = check_parameters(notebook, parameters)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     for stale in (*out.glob("figure-*.png"), out / "results.json", out / "table.csv", out / f"{notebook.stem}.html"):
         stale.unlink(missing_ok=True)  # an old result beside a failed run would be taken for its result
-    # Relative, because the value is stored in the executed notebook, which must not tell where it ran.
     values["out"] = Path(os.path.relpath(out, notebook.parent)).as_posix()
     _silence_bars()
     executed = out / notebook.name
     try:
         with _private_kernel() as config:
-            papermill.execute_notebook(str(notebook), str(executed), values, kernel_name="python3", cwd=str(notebook.parent), config=config)
-        content = nbformat.read(executed, as_version=4)
-        write_atomically(executed.with_suffix(".html"), _html(content))  # before cleaning: it shows widgets as they stood
+            papermill.execute_notebook(str(notebook), str(executed), values, kernel_name="python3", cwd=str(notebook.parent), config=config,
+                                       execution_timeout=timeout, stdout_file=log, stderr_file=log, progress_bar=log is None)
+        content = forget_place(nbformat.read(executed, as_version=4), values["out"])
+        if html:
+            write_atomically(executed.with_suffix(".html"), _html(content))  # before cleaning: it shows widgets as they stood
         _export_figures(content, out)
     finally:
         if executed.exists():
-            _store(clean(nbformat.read(executed, as_version=4)), executed)
+            _store(clean(forget_place(nbformat.read(executed, as_version=4), values["out"])), executed)
     return executed
 
 
@@ -68,21 +78,65 @@ def refresh(notebook: Path) -> float:
     with _private_kernel() as config:
         NotebookClient(content, timeout=600, kernel_name="python3", record_timing=False, config=config,
                        resources={"metadata": {"path": str(notebook.parent)}}).execute()
-    _store(clean(content), notebook)
+    _store(clean(forget_place(content)), notebook)
     return time.perf_counter() - began
+
+
+def every() -> list[Path]:
+    """The notebooks of the repository.
+
+    Raises:
+        ValueError: where there are none, because only the package was installed.
+    """
+    if found := sorted(FOLDER.glob("*.ipynb")):
+        return found
+    raise ValueError("the notebooks are not part of the installed package: clone its repository, and work there")
+
+
+def find(name: str) -> Path:
+    """The notebook that is meant by a path, a number, or a name with or without its number.
+
+    Raises:
+        ValueError: for a name that no notebook has.
+
+    >>> [find(name).stem for name in ("4", "04_leave_one_out_2d", "leave_one_out_2d.ipynb")] == ["04_leave_one_out_2d"] * 3
+    True
+    """
+    if name.endswith(".ipynb") and Path(name).is_file():
+        return Path(name)
+    wanted, names = name.removesuffix(".ipynb"), {}
+    for path in every():
+        number, _, words = path.stem.partition("_")
+        names |= {path.stem: path, number: path, number.lstrip("0") or "0": path, words: path}
+    if wanted in names:
+        return names[wanted]
+    near = difflib.get_close_matches(wanted, names, n=1)
+    hint = f"did you mean {names[near[0]].stem}?" if near else f"there are {', '.join(path.stem for path in every())}"
+    raise ValueError(f"there is no notebook {name!r}: {hint}")
+
+
+def title(notebook: Path) -> str:
+    """The notebook's first heading."""
+    lines = (line for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "markdown" for line in cell.source.splitlines())
+    return next((line.lstrip("# ") for line in lines if line.startswith("#")), notebook.stem)
 
 
 def check_parameters(notebook: Path, parameters: Mapping[str, object]) -> dict[str, object]:
     """The parameters with text read as the declared types; refuses what the notebook does not declare."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a notebook without a parameters cell is told below, in one sentence
-        known = papermill.inspect_notebook(str(notebook))
+    known = declared(notebook)
     for name in parameters:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known) or 'none'}"
             raise ValueError(f"{notebook.stem} has no parameter {name!r}: {hint}")
     return {name: read_value(value, known[name]["inferred_type_name"], name) for name, value in parameters.items()}
+
+
+def declared(notebook: Path) -> dict[str, dict]:
+    """The parameters that a notebook declares, by name: each with `inferred_type_name`, `default` (as text) and `help`; empty without such a cell."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it would warn of a missing cell
+        return papermill.inspect_notebook(str(notebook))
 
 
 def read_value(value: object, declared: str, name: str = "the parameter") -> object:
@@ -118,6 +172,42 @@ def clean(content: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if not cell.metadata.get("tags", True):
             del cell.metadata["tags"]
     return content
+
+
+def forget_place(content: nbformat.NotebookNode, out: str | None = None) -> nbformat.NotebookNode:
+    """Take out of a notebook's outputs where it ran: folders of this machine, and what names its user.
+
+    Args:
+        content: the notebook, changed in place.
+        out: the value of its parameter `out`, which becomes "." because the executed notebook lies in that very folder.
+    """
+    def here(text: str) -> str:
+        return text.replace(out, ".") if out and ".." in out else text
+
+    for cell in content.cells:
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.source = re.sub(r"(?m)^out = .*", 'out = "."', cell.source)
+        for output in cell.get("outputs", []):
+            for holder, keys in ((output, ("text", "evalue")), (output.get("data", {}), [key for key in output.get("data", {}) if key.startswith("text/")])):
+                for key in keys:
+                    if isinstance(holder.get(key), str):
+                        holder[key] = without_places(here(holder[key]))
+            if "traceback" in output:
+                output["traceback"] = [without_places(here(line)) for line in output["traceback"]]
+    return content
+
+
+def without_places(text: str) -> str:
+    """The text with paths below the repository, Python, home and temporary folders cut to what follows these.
+
+    >>> without_places(f"File {ROOT}/gan_influence/gan.py:3, {Path.home()}/x, https://host/tmp")
+    'File gan_influence/gan.py:3, x, https://host/tmp'
+    """
+    folders = {str(path) for place in (ROOT, Path.cwd(), Path.home(), sys.prefix, sys.base_prefix, tempfile.gettempdir())
+               for path in (Path(place), Path(place).resolve()) if len(path.parts) > 1}
+    longest_first = "|".join(map(re.escape, sorted(folders, key=len, reverse=True)))
+    text = re.sub(rf"(^|[^\w.:/]|\x1b\[[\d;]*m)(?:{longest_first})(/|(?![\w.-]))", lambda found: found[1] + ("" if found[2] else "."), text, flags=re.M)
+    return re.sub(r"\bipykernel_\d+/\d+\.py", "cell.py", text)  # a cell's source, named by process
 
 
 def _export_figures(content: nbformat.NotebookNode, out: Path) -> None:

@@ -1,9 +1,15 @@
 """Counterfactual runs: the same schedule again, without some instances. The ground truth that influence predicts."""
 
+import os
+import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from concurrent.futures import Executor, as_completed
+from contextlib import nullcontext
+from copy import deepcopy
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .progress import progress
@@ -50,7 +56,8 @@ def retrain(run: Trajectory, remove: Collection, last_epochs: int | None = None,
 
 
 def leave_one_out(run: Trajectory, metric, instances: Iterable[int], last_epochs: int | None = None,
-                  models_at_once: int | None = None, compile: bool = False) -> Tensor | dict[str, Tensor]:
+                  models_at_once: int | None = None, compile: bool = False, executor: Executor | None = None,
+                  folder: str | os.PathLike | None = None) -> Tensor | dict[str, Tensor]:
     """Measure, by actually retraining without it, how a metric changes when one instance is absent.
 
     Args:
@@ -60,6 +67,9 @@ def leave_one_out(run: Trajectory, metric, instances: Iterable[int], last_epochs
         last_epochs: the window k; None retrains from the first step.
         models_at_once: how many models are trained together; halved by itself when memory runs out.
         compile: compile the step of so many models first (half a minute; needs a C++ compiler), for long windows.
+        executor: spreads the models over the workers of any `concurrent.futures.Executor`, such as a process pool, or
+            `Client(address).get_executor()` of a Dask cluster. They compute with as many threads as this process.
+        folder: where the run is saved for the workers, one that all of them see; by default a temporary one of this machine.
 
     Returns:
         (len(instances),) float64 on the CPU: metric(without j) − metric(with j), exactly 0 for an instance that the window
@@ -77,6 +87,14 @@ def leave_one_out(run: Trajectory, metric, instances: Iterable[int], last_epochs
     metrics = metric if isinstance(metric, Mapping) else {"metric": metric}
     sets = [_index_set(run, [j]) for j in instances]
     truth = {name: torch.zeros(len(sets), dtype=torch.float64) for name in metrics}
+    if executor is not None:
+        with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as folder, \
+                progress(total=len(sets), desc="leave-one-out", unit="model") as bar:
+            for which, changes in _spread(run, metrics, sets, last_epochs, models_at_once, compile, executor, folder):
+                for name, values in changes.items():
+                    truth[name][which] = values
+                bar.update(len(which))
+        return truth if isinstance(metric, Mapping) else truth["metric"]
     with torch.no_grad(), progress(total=len(sets), desc="leave-one-out", unit="model") as bar:
         before = {name: m(run.gan, run.final) for name, m in metrics.items()}
         for which, stacked in counterfactuals(run, sets, run.window(last_epochs), models_at_once, compile):
@@ -87,6 +105,33 @@ def leave_one_out(run: Trajectory, metric, instances: Iterable[int], last_epochs
     return truth if isinstance(metric, Mapping) else truth["metric"]
 
 
+def _spread(run: Trajectory, metrics: Mapping, sets: list[Tensor], last_epochs: int | None, models_at_once: int | None, compile: bool,
+            executor: Executor, folder: str | os.PathLike) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    # One task per group of models, so that no worker trains fewer at once than a single process would. A task that a cluster
+    # runs twice gives the same numbers twice, of which one is kept.
+    folder, device = os.path.abspath(folder), run.x.device
+    run.save(folder)
+    save_file({"x": run.x.cpu().contiguous()}, os.path.join(folder, "data.safetensors"))
+    gan = deepcopy(run.gan)
+    gan.generator.cpu(), gan.discriminator.cpu()  # a GPU's memory does not travel
+    waiting, size = _order(run, sets, run.window(last_epochs), models_at_once)
+    shards = [[i for i, _ in waiting[first:first + size]] for first in range(0, len(waiting), size)]
+    tasks = {executor.submit(leave_one_out_shard, folder, gan, run.optimizer, str(device), metrics, [int(sets[i]) for i in which], last_epochs,
+                             size, compile, torch.get_num_threads()): which for which in shards}
+    for task in as_completed(tasks):
+        yield tasks[task], task.result()
+
+
+def leave_one_out_shard(folder: str, gan, optimizer, device: str, metrics: Mapping, instances: list[int], last_epochs: int | None,
+                        models_at_once: int, compile: bool, threads: int) -> dict[str, Tensor]:
+    """Leave-one-out of some instances from the run saved in a folder: what `leave_one_out` asks its executor's workers to do."""
+    torch.set_num_threads(threads)  # the last digits depend on it
+    gan = deepcopy(gan)  # threads share what they are given, and a network computes for one at a time
+    gan.generator.to(device), gan.discriminator.to(device)
+    x = load_file(os.path.join(folder, "data.safetensors"), device)["x"]
+    return leave_one_out(Trajectory.load(folder, gan, x, optimizer), metrics, instances, last_epochs, models_at_once, compile)
+
+
 def counterfactuals(run: Trajectory, sets: list[Tensor], start: int, models_at_once: int | None = None,
                     compile: bool = False) -> Iterator[tuple[list[int], State]]:
     """Yield (positions in `sets`, their final states stacked), for every set that the window draws from.
@@ -94,17 +139,11 @@ def counterfactuals(run: Trajectory, sets: list[Tensor], start: int, models_at_o
     Until its first removal a counterfactual is the recorded run. So models are sorted by that step and each group starts
     there; half of a one-epoch window, on average, is never run.
     """
-    drawn = run.draws(start)
-    first = np.full(run.n, run.steps)
-    np.minimum.at(first, drawn, np.arange(start, run.steps)[:, None])
-    joins = [int(first[one.numpy()].min()) if len(one) else run.steps for one in sets]
-    waiting = sorted((i for i, join in enumerate(joins) if join < run.steps), key=joins.__getitem__)
-    size = min(models_at_once or MODELS_AT_ONCE.get(run.x.device.type, 32), max(1, len(waiting)))
-    size = -(-len(waiting) // -(-len(waiting) // size)) if waiting else size  # groups of one size
+    waiting, size = _order(run, sets, start, models_at_once)
     while waiting:
-        group = waiting[:size]
+        group = [i for i, _ in waiting[:size]]
         try:
-            final = _run_group(run, [sets[i] for i in group], joins[group[0]], size, compile)
+            final = _run_group(run, [sets[i] for i in group], waiting[0][1], size, compile)
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
@@ -112,6 +151,17 @@ def counterfactuals(run: Trajectory, sets: list[Tensor], start: int, models_at_o
             continue
         waiting = waiting[size:]
         yield group, final
+
+
+def _order(run: Trajectory, sets: list[Tensor], start: int, models_at_once: int | None) -> tuple[list[tuple[int, int]], int]:
+    """The sets that the window draws from, as (position in `sets`, step of the first removal) in the order of that step; and how many at once."""
+    drawn = run.draws(start)
+    first = np.full(run.n, run.steps)
+    np.minimum.at(first, drawn, np.arange(start, run.steps)[:, None])
+    joins = [int(first[one.numpy()].min()) if len(one) else run.steps for one in sets]
+    waiting = sorted(((i, join) for i, join in enumerate(joins) if join < run.steps), key=lambda one: one[1])
+    size = min(models_at_once or MODELS_AT_ONCE.get(run.x.device.type, 32), max(1, len(waiting)))
+    return waiting, -(-len(waiting) // -(-len(waiting) // size)) if waiting else size  # groups of one size
 
 
 def _run_group(run: Trajectory, sets: list[Tensor], start: int, size: int, compile: bool) -> State:

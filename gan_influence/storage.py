@@ -48,8 +48,12 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    except OSError:  # a disk that is full needs the room
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def fingerprint(x: Tensor) -> str:

@@ -178,7 +178,7 @@ def test_a_folder_of_another_preset_is_left_alone(tmp_path, monkeypatch, capsys)
     monkeypatch.setitem(experiments.ACCURACY, "paper", replace(TINY, instances=5))
     main(["accuracy", "--preset", "quick", "--seeds", "0", "--out", str(tmp_path), "--no-compile"])
     before = (tmp_path / "seed-0.json").read_text()
-    assert "own --out" in refusal(capsys, "accuracy", "--preset", "paper", "--seeds", "0", "--out", str(tmp_path), "--no-compile")
+    assert "a folder of its own" in refusal(capsys, "accuracy", "--preset", "paper", "--seeds", "0", "--out", str(tmp_path), "--no-compile")
     assert (tmp_path / "seed-0.json").read_text() == before
 
 

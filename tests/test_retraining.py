@@ -1,5 +1,8 @@
 """Counterfactual runs against one-by-one replays, and the joining rule that makes them cheap."""
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -113,3 +116,35 @@ def test_single_precision_keeps_its_type():
     run = gi.train(tiny_gan(dtype=torch.float32), tiny_data(dtype=torch.float32), 2, 6, gi.SGD(0.1))
     assert gi.retrain(run, [[1], [2]])[0].generator["0.weight"].dtype == torch.float32
     assert gi.leave_one_out(run, tiny_metric(run.gan), [1]).dtype == torch.float64
+
+
+@pytest.mark.parametrize("models_at_once", [None, 5])
+def test_leave_one_out_on_an_executor_equals_the_plain_call(models_at_once, tmp_path):
+    run, instances = tiny_run(n=27), [5, 0, 26, 5, *range(10, 20)]
+    metrics = {"all": tiny_metric(run.gan), "loss": gi.metrics.DiscriminatorLoss(tiny_data(5), run.gan.sample_latents(5, seed=0))}
+    plain = gi.leave_one_out(run, metrics, instances, last_epochs=2, models_at_once=models_at_once)
+    with ThreadPoolExecutor(2) as executor:
+        spread = gi.leave_one_out(run, metrics, instances, 2, models_at_once, executor=executor, folder=tmp_path / "run")
+        alone = gi.leave_one_out(run, metrics["all"], instances, 2, models_at_once, executor=executor)
+        assert len(gi.leave_one_out(run, metrics["all"], [], executor=executor)) == 0
+    for name in metrics:
+        torch.testing.assert_close(spread[name], plain[name], rtol=0, atol=1e-14)
+    assert torch.equal(alone, spread["all"]) and plain["all"].abs().max() > 1e-6 and (tmp_path / "run" / "states.safetensors").exists()
+
+
+def test_leave_one_out_in_other_processes():
+    run = gi.train(gi.models.fcgan(), gi.data.normal_2d(60, 20, 1).train, epochs=2, batch_size=20)
+    metric = gi.metrics.AverageLogLikelihood(gi.data.normal_2d(60, 20, 1).valid, run.gan.sample_latents(20, seed=1))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        spread = gi.leave_one_out(run, metric, range(7), models_at_once=4, executor=executor)
+    assert torch.equal(spread, gi.leave_one_out(run, metric, range(7), models_at_once=4))
+
+
+def test_a_failing_shard_is_heard_of():
+    run = tiny_run()
+    with ThreadPoolExecutor(1) as executor, pytest.raises(RuntimeError, match="no metric today"):
+        gi.leave_one_out(run, _failing_metric, [1, 2], executor=executor)
+
+
+def _failing_metric(gan, state):
+    raise RuntimeError("no metric today")

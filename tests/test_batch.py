@@ -1,0 +1,413 @@
+"""Batch runs: grids, what is refused, what fails, what is killed, and that nothing done is lost or done twice."""
+
+import contextlib
+import csv
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from test_front_door import ABSOLUTE, TINY, refusal, words, write_notebook
+
+from gan_influence import __main__, batch, experiments, links
+from gan_influence.__main__ import main
+
+PARAMETERS = 'seed: int = 0  # of everything\nrate: float = 0.5\npreset: str = "quick"  # "quick": fast; "paper": slow\nout: str = "runs/x"'
+# A file beside the notebook tells a run what to do, so that the same command can fail and then succeed.
+WORK = """
+import os, time
+from pathlib import Path
+with open("started", "a") as file:
+    file.write(f"{seed}\\n")
+trouble = Path(f"trouble-{seed}").read_text() if Path(f"trouble-{seed}").exists() else ""
+print("at work in", Path.cwd(), out)
+exec(trouble)
+"""
+SAVE = """
+import json
+Path(out, "results.partial").write_text(json.dumps({"results": {"product": seed * rate, "all": {"first": [seed, 0.1 + 0.2]}}}))
+os.replace(Path(out, "results.partial"), Path(out, "results.json"))
+"""
+threads = partial(ThreadPoolExecutor, 2)
+
+
+@pytest.fixture
+def light(monkeypatch):
+    """The command line with threads for processes, which take seconds to import what they need."""
+    monkeypatch.setattr(batch, "processes", ThreadPoolExecutor)
+
+
+@pytest.fixture
+def notebook(tmp_path) -> Path:
+    (tmp_path / "notebooks").mkdir()
+    path = tmp_path / "notebooks" / "07_tiny.ipynb"
+    write_notebook(path, PARAMETERS, WORK, SAVE)
+    return path
+
+
+def trouble(notebook: Path, seed: int, code: str) -> Path:
+    path = notebook.with_name(f"trouble-{seed}")
+    path.write_text(code)
+    return path
+
+
+def started(notebook: Path) -> Counter:
+    """How often each seed's work began."""
+    path = notebook.with_name("started")
+    return Counter(path.read_text().split()) if path.exists() else Counter()
+
+
+def products(out: Path) -> dict[str, float]:
+    batch.gather(out, out / "table.csv")
+    with open(out / "table.csv") as file:
+        return {row["seed"]: float(row["value"]) for row in csv.DictReader(file) if row["measurement"] == "product"}
+
+
+def until(condition, seconds: float = 30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.05)
+
+
+# What to run.
+
+
+def test_a_grid_in_full(notebook, tmp_path, capsys, light):
+    out = tmp_path / "runs"
+    command = ["run", str(notebook), "-p", "rate", "1,2.5", "--seeds", "3:5", "--preset", "paper", "--out", str(out), "--html", "--jobs", "2"]
+    assert main(command) == 0
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == [f"preset=paper,rate={r},seed={s}" for r in (1.0, 2.5) for s in (3, 4)]
+    one = out / "preset=paper,rate=2.5,seed=4"
+    assert sorted(path.name for path in one.iterdir()) == ["07_tiny.html", "07_tiny.ipynb", "done.json", "log.txt", "results.json", "run.json"]
+    assert json.loads((one / "run.json").read_text()) == {"notebook": "07_tiny", "parameters": {"preset": "paper", "rate": 2.5, "seed": 4}}
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("0 done before, 4 to do") and len([line for line in lines[1:] if " done" in line]) == 4
+
+    assert main(["gather", str(out)]) == 0
+    with open(out / "measurements.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["notebook", "preset", "rate", "seed", "measurement", "value"] and len(rows) == 4 * 3
+    assert rows[0] == {"notebook": "07_tiny", "preset": "paper", "rate": "1.0", "seed": "3", "measurement": "product", "value": "3.0"}
+    assert {row["value"] for row in rows if row["measurement"] == "all.first.1"} == {str(0.1 + 0.2)}, "digits must not be lost"
+    for path in (path for path in out.rglob("*") if path.is_file()):
+        text = words(nbformat.read(path, as_version=4)) if path.suffix == ".ipynb" else path.read_text()
+        assert str(tmp_path) not in text and (path.suffix == ".html" or not ABSOLUTE.search(text)), f"{path.name} tells where it was made"
+
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("done.json")}
+    assert main([*command, "-p", "rate", "4"]) == 0, "a larger grid does only what is new"
+    assert {path: path.stat().st_mtime_ns for path in before} == before and started(notebook) == {"3": 3, "4": 3}
+    assert main([*command, "--force"]) == 0
+    assert started(notebook) == {"3": 5, "4": 5}
+
+
+def test_seeds_where_a_notebook_counts_them(notebook, tmp_path):
+    write_notebook(notebook, "first_seed: int = 0\nn_seeds: int = 10")
+    runs = batch.grid(notebook, tmp_path, batch.seed_axes(notebook, range(2, 4)))
+    assert [run.parameters for run in runs] == [{"first_seed": 2, "n_seeds": 1}, {"first_seed": 3, "n_seeds": 1}]
+    write_notebook(notebook, "n: int = 0")
+    with pytest.raises(ValueError, match="no parameter seed, nor first_seed .* it has n"):
+        batch.seed_axes(notebook, range(2))
+
+
+def test_names_are_readable_and_never_shared(notebook, tmp_path):
+    values = ["a b", "a-b", "a/b", "x" * 300, "x" * 301, "../..", "-"]
+    names = [batch.run_name({"mode": value}) for value in values]
+    assert len(set(names)) == len(values) and names[1] == "mode=a-b" and all(len(name) < 140 and "/" not in name for name in names)
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (["-p", "sede", "1"], "did you mean seed?"),
+    (["-p", "seed", "1,two"], "seed takes int, but got 'two'"),
+    (["-p", "rate", "fast"], "rate takes float"),
+    (["-p", "out", "x"], "leave it out"),
+    (["--preset", "papers"], "presets quick, paper"),
+    (["-p", "seed", "1", "--seeds", "0:2"], "--seeds sets seed"),
+    (["--jobs", "0"], "above 0"),
+    (["--timeout", "soon"], "above 0"),
+    (["--scheduler", "tcp://127.0.0.1:1"], "a" if importlib.util.find_spec("distributed") is None else "no Dask scheduler answers"),
+])
+def test_refused_before_anything_starts(arguments, sentence, notebook, tmp_path, capsys):
+    assert sentence in refusal(capsys, "run", str(notebook), "--out", str(tmp_path / "runs"), *arguments)
+    assert not started(notebook) and not list(tmp_path.glob("runs/*/"))
+
+
+def test_what_is_not_there(notebook, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(batch.notebooks, "FOLDER", notebook.parent)
+    assert "did you mean 07_tiny?" in refusal(capsys, "run", "07_tniy", "--out", "x")
+    assert "no batch runs" in refusal(capsys, "gather", str(tmp_path)) and "no batch runs" in refusal(capsys, "status", str(tmp_path))
+    blocked = tmp_path / "file" / "runs"
+    blocked.parent.write_text("not a folder")
+    assert "cannot be written" in refusal(capsys, "run", "7", "--out", str(blocked))
+
+
+def test_list_shows_what_can_be_set(notebook, capsys, monkeypatch):
+    monkeypatch.setattr(batch.notebooks, "FOLDER", notebook.parent)
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "07_tiny (07_tiny.ipynb)" and lines[1].split() == ["seed", "int", "0", "of", "everything"] and len(lines) == 5
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder(notebook, tmp_path, capsys):
+    (tmp_path / "runs").mkdir(mode=0o555)
+    assert "cannot be written (Permission denied)" in refusal(capsys, "run", str(notebook), "--out", str(tmp_path / "runs"))
+
+
+def test_a_folder_of_another_notebook_is_left_alone(notebook, tmp_path, capsys):
+    other = notebook.with_name("08_other.ipynb")
+    other.write_text(notebook.read_text())
+    batch.plan(batch.grid(notebook, tmp_path, {}), tmp_path)
+    before = (tmp_path / "grid.json").read_text()
+    assert "holds runs of 07_tiny" in refusal(capsys, "run", str(other), "--out", str(tmp_path))
+    assert (tmp_path / "grid.json").read_text() == before
+
+
+def test_two_drivers(notebook, tmp_path, capsys):
+    with batch.only_driver(tmp_path):
+        sentence = refusal(capsys, "run", str(notebook), "--out", str(tmp_path))
+    assert f"is being filled by process {os.getpid()} on" in sentence and not started(notebook)
+    (tmp_path / ".lock").write_text("process 1 on elsewhere")
+    with batch.only_driver(tmp_path):
+        assert str(os.getpid()) in (tmp_path / ".lock").read_text(), "a lock that nobody holds is taken over"
+
+
+# What goes wrong inside a run.
+
+
+def test_each_failure_says_why_and_the_others_go_on(notebook, tmp_path, capsys, light):
+    trouble(notebook, 1, "1 / 0")
+    trouble(notebook, 2, "print('hanging', flush=True); time.sleep(60)")
+    trouble(notebook, 3, "os._exit(1)")
+    trouble(notebook, 4, "os.makedirs(Path(out, 'results.json'))")
+    out = tmp_path / "runs"
+    command = ["run", str(notebook), "--seeds", "0:6", "--out", str(out), "--timeout", "2", "--jobs", "2"]
+    assert main(command) == 1
+    printed = capsys.readouterr().err
+    assert "4 of 6 runs failed" in printed
+    reasons = {int(path.parent.name[5:]): json.loads(path.read_text())["error"] for path in out.rglob("failed.json")}
+    assert reasons == {1: "cell 2, ZeroDivisionError: division by zero", 2: "a cell took longer than 2 s (--timeout)",
+                       3: "the notebook's process died: it ran out of memory, or ended itself", 4: reasons[4]}
+    assert "IsADirectoryError" in reasons[4] and all(reason.splitlines()[0][:100] in printed for reason in reasons.values())
+    assert any(output.output_type == "error" for cell in nbformat.read(out / "seed=1" / "07_tiny.ipynb", as_version=4).cells
+               for output in cell.get("outputs", []))
+    assert "hanging" in (out / "seed=2" / "log.txt").read_text()
+    assert products(out) == {"0": 0.0, "5": 2.5}
+
+    capsys.readouterr()
+    main(["status", str(out)])
+    assert capsys.readouterr().out.splitlines()[0] == "6 runs: 2 done, 0 running, 4 failed, 0 waiting"
+    for seed in range(1, 5):
+        notebook.with_name(f"trouble-{seed}").unlink()
+    (out / "seed=4" / "results.json").rmdir()
+    assert main(command) == 0
+    assert products(out) == {str(seed): seed * 0.5 for seed in range(6)}
+    assert started(notebook) == {"0": 1, "5": 1} | {str(seed): 2 for seed in range(1, 5)}, "only what failed is done again"
+
+
+def test_a_full_disk(notebook, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    write_notebook(notebook, PARAMETERS, WORK, "print('x' * 60_000)", SAVE)
+    script = ('mount -t tmpfs -o size=200k tmpfs "$1" || exit 77; '
+              '"$2" -m gan_influence run "$3" --seeds 0:3 --out "$1"/runs; echo status $?; "$2" -m gan_influence status "$1"/runs')
+    try:
+        ran = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", disk, sys.executable, notebook], capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare here to mount a small disk with")
+    if ran.returncode in (1, 77) and "status" not in ran.stdout:
+        pytest.skip("a small disk may not be mounted here")
+    assert "status 1" in ran.stdout and "No space left on device" in ran.stderr and "Traceback" not in ran.stderr
+    assert re.search(r"3 runs: [01] done", ran.stdout)
+
+
+def test_done_needs_an_end_and_whole_results(notebook, tmp_path):
+    trouble(notebook, 1, "os.environ['NO_RESULTS'] = '1'")
+    write_notebook(notebook, PARAMETERS, WORK, "if 'NO_RESULTS' not in os.environ:\n    " + SAVE.replace("\n", "\n    "))
+    runs = batch.grid(notebook, tmp_path, {"seed": [0, 1]})
+    failed = batch.run_all(batch.plan(runs, tmp_path), threads, 2)
+    assert list(failed) == ["seed=1"] and "results.json" in failed["seed=1"] and [run.state for run in runs] == ["done", "failed"]
+    good = (runs[0].folder / "results.json").read_text()
+    for part, text in (("results.json", good[:-9]), ("done.json", json.dumps({"parameters": {"seed": 7}})), ("done.json", "{")):
+        path = runs[0].folder / part
+        before = path.read_text()
+        path.write_text(text)
+        assert runs[0].state != "done" and len(batch.plan(runs, tmp_path)) == 2
+        path.write_text(before)
+    assert runs[0].state == "done"
+
+
+def test_gather_says_what_is_missing(notebook, tmp_path, capsys):
+    runs = batch.grid(notebook, tmp_path / "runs", {"seed": [0, 1]})
+    (tmp_path / "runs").mkdir()
+    batch.plan(runs, tmp_path / "runs")
+    assert batch.execute(runs[0]) is None
+    assert main(["gather", str(tmp_path), "--to", str(tmp_path / "all.csv")]) == 0
+    printed = capsys.readouterr().out
+    assert "3 measurements of 1 runs" in printed and "1 of 2 runs are missing:\n  seed=1  (waiting)" in printed
+    assert (tmp_path / "all.csv").read_text().startswith("notebook,seed,measurement,value\n07_tiny,0,product,0.0\n")
+
+
+def test_a_run_that_goes_on_elsewhere_is_waited_for(notebook, tmp_path):
+    trouble(notebook, 0, "time.sleep(2)")
+    (run,) = batch.grid(notebook, tmp_path, {"seed": [0]})
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(batch.execute, run)
+        until(lambda: run.state == "running")
+        assert pool.submit(batch.execute, run).result() is None and first.result() is None
+    assert started(notebook) == {"0": 1}
+
+
+# What is killed.
+
+
+@contextlib.contextmanager
+def driver(notebook: Path, out: Path, *more: str):
+    """`gan-influence run` over four seeds as a process, its descendants killed at the end in any case."""
+    command = [sys.executable, "-m", "gan_influence", "run", str(notebook), "--seeds", "0:4", "--out", str(out), "--jobs", "2", *more]
+    process = psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for one in [*process.children(recursive=True), process]:
+                one.kill()
+        process.stdout.close()
+
+
+def done(out: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in out.glob("*/done.json")}
+
+
+def check_resumed(notebook: Path, out: Path, before: dict[Path, int]):
+    assert products(out) == {str(seed): seed * 0.5 for seed in range(4)}, "equal to an undisturbed grid"
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "what was done is not touched"
+    assert all(started(notebook)[path.parent.name.removeprefix("seed=")] == 1 for path in before)
+
+
+@pytest.mark.parametrize("how, status", [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_a_killed_driver_leaves_no_process_and_loses_nothing(how, status, notebook, tmp_path, light):
+    hurdle = trouble(notebook, 2, "time.sleep(60)")
+    out = tmp_path / "runs"
+    with driver(notebook, out) as process:
+        until(lambda: len(done(out)) >= 2 and started(notebook)["2"])
+        descendants = process.children(recursive=True)
+        process.send_signal(how)
+        assert process.wait(20) == status
+        printed = process.stdout.read()
+        gone, alive = psutil.wait_procs(descendants, timeout=5)
+        assert not alive and len(gone) >= 3
+    assert how == signal.SIGKILL or ("the same command continues" in printed and "KeyboardInterrupt" not in printed), printed
+    hurdle.unlink()
+    before = done(out)
+    assert 2 <= len(before) < 4
+    assert main(["run", str(notebook), "--seeds", "0:4", "--out", str(out), "--jobs", "2"]) == 0
+    check_resumed(notebook, out, before)
+
+
+def test_a_killed_worker_is_replaced_and_its_run_given_up(notebook, tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "ATTEMPTS", 2)
+    trouble(notebook, 0, "time.sleep(3)")
+    trouble(notebook, 1, "import psutil; psutil.Process().parent().kill()")
+    runs = batch.grid(notebook, tmp_path, {"seed": range(4)})
+    failed = batch.run_all(batch.plan(runs, tmp_path), partial(batch.processes, 2), 2)
+    assert list(failed) == ["seed=1"] and "killed 2 times" in failed["seed=1"]
+    assert [run.state for run in runs] == ["done", "waiting", "done", "done"], "whoever ran beside it must not pay for it"
+    assert started(notebook) <= Counter({"0": 2, "1": 2, "2": 1, "3": 1})
+
+
+# On a cluster.
+
+
+@pytest.fixture
+def dask(tmp_path, monkeypatch):
+    """A scheduler and two workers as processes, talking over loopback: (address, workers)."""
+    pytest.importorskip("distributed")
+    environment = os.environ | {"DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical"}
+    file, processes = tmp_path / "scheduler.json", []
+
+    def start(*arguments: str) -> psutil.Popen:
+        processes.append(psutil.Popen([sys.executable, "-m", "dask", *arguments], cwd=tmp_path, env=environment,
+                                      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        return processes[-1]
+
+    start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file))
+    workers = [start("worker", "--scheduler-file", str(file), "--host", "127.0.0.1", "--nthreads", "1", "--no-nanny", "--no-dashboard") for _ in range(2)]
+    until(lambda: file.exists() and file.read_text().endswith("}"))
+    address = json.loads(file.read_text())["address"]
+    from dask.distributed import Client
+    with Client(address, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=60)
+    yield address, workers
+    for process in reversed(processes):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for one in [*process.children(recursive=True), process]:
+                one.kill()
+        process.wait(10)
+
+
+def test_a_cluster_survives_its_driver_and_a_worker(dask, notebook, tmp_path, capsys):
+    address, workers = dask
+    out, hurdle = tmp_path / "runs", trouble(notebook, 1, "time.sleep(60)")
+    on_gpu = ["run", str(write_gpu_notebook(notebook)), "-p", "device", "cuda", "--out", str(tmp_path / "gpu")]
+    assert "none that offers a GPU" in refusal(capsys, *on_gpu, "--scheduler", address)
+    with driver(notebook, out, "--scheduler", address) as process:
+        until(lambda: started(notebook)["1"] and len(done(out)) >= 2)
+        process.kill()
+        process.wait(10)
+    before = done(out)
+    hurdle.unlink()
+    runs = batch.grid(notebook, out, {"seed": range(4)})
+    with ThreadPoolExecutor(1) as pool:
+        rest = pool.submit(batch.run_all, batch.plan(runs, out), partial(batch.cluster, address), 4)
+        next(worker for worker in workers if worker.children()).kill()  # the one whose kernel sleeps for the driver that is gone
+        assert rest.result() == {}
+    check_resumed(notebook, out, before)
+
+
+def write_gpu_notebook(notebook: Path) -> Path:
+    path = notebook.with_name("09_gpu.ipynb")
+    write_notebook(path, 'device: str = "cpu"')
+    return path
+
+
+# The full-scale recordings.
+
+
+def test_paper_makes_what_is_outstanding_within_its_budget(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiments, "RECORDED", tmp_path / "recorded")
+    monkeypatch.setattr(links, "ROOT", tmp_path)
+    monkeypatch.setitem(experiments.ACCURACY, "paper", TINY)
+    monkeypatch.setattr(__main__, "PAPER", {"accuracy_2d": (("accuracy", "--preset", "paper", "--no-compile"), range(3))})
+
+    def run_in_time(*seeds: str):
+        def run(command, timeout, check):
+            assert command[1:3] == ["-m", "gan_influence"] and 0 < timeout <= 90 and check
+            for seed in seeds:
+                main([*command[3:-4], "--seeds", seed, *command[-2:]])
+            if len(seeds) < 3:
+                raise subprocess.TimeoutExpired(command, timeout)
+        return run
+
+    for seeds, recorded in ((("0", "1"), [0, 1]), (("2",), [0, 1, 2])):
+        monkeypatch.setattr(__main__.subprocess, "run", run_in_time(*seeds))
+        assert main(["paper", "--budget", "90s"]) == 0
+        assert json.loads((tmp_path / "recorded" / "accuracy_2d.json").read_text())["seeds"] == recorded
+    monkeypatch.setattr(__main__.subprocess, "run", None)
+    assert main(["paper", "--budget", "1.5m"]) == 0 and "all 3 seeds are recorded" in capsys.readouterr().out
+
+    (tmp_path / "recorded" / "accuracy_2d.json").write_text(json.dumps({"seeds": [0, 7]}))
+    monkeypatch.setattr(__main__.subprocess, "run", run_in_time("0"))
+    assert main(["paper", "--budget", "90s"]) == 0 and "the recording of 2 stays" in capsys.readouterr().out
+    assert "as in 25m" in refusal(capsys, "paper", "--budget", "soon")
