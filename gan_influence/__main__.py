@@ -278,7 +278,7 @@ example: the results that the notebooks show
     command.add_argument("--no-compile", action="store_true",
                          help="do not compile the training step first; it needs a C++ compiler, and pays at the published size")
     command.add_argument("--record", metavar="TARGET",
-                         help="then merge all seeds of DIR into TARGET.csv, TARGET_scores.csv, TARGET_fractions.csv and TARGET.json")
+                         help="then merge all seeds of DIR into TARGET.csv, TARGET_scores.csv, TARGET_fractions.csv and TARGET.json, and draw README's figure")
     command.set_defaults(call=_accuracy)
     return command
 
