@@ -301,9 +301,10 @@ def _record_accuracy(out: str | Path, target: Path) -> None:
 
 
 def _check_gpu(options, device: str, option: str) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        options.parser.error(f"a GPU was asked for ({option} cuda) but torch sees none: use {option} cpu, or install the torch build for "
-                             f"your driver (this is torch {torch.__version__})")
+    try:
+        experiments.check_device(device, f"{option} {device}")
+    except RuntimeError as error:
+        options.parser.error(str(error))
 
 
 def _draw_overview(target: Path) -> None:

@@ -19,10 +19,10 @@ from .influence import influence
 from .metrics import AverageLogLikelihood
 from .models import fcgan
 from .optimizers import SGD
-from .retraining import MODELS_AT_ONCE, leave_one_out
-from .state import stack, unstack
+from .retraining import counterfactuals, leave_one_out
+from .state import unstack
 from .storage import versions, write_atomically
-from .trajectory import Trajectory, last, train
+from .trajectory import Trajectory, train
 
 RECORDED = Path(__file__).parents[1] / "notebooks" / "recorded"
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
@@ -115,15 +115,14 @@ def fractional_leave_one_out(run: Trajectory, metric, instances: Iterable[int], 
     Returns:
         (len(instances),) float64 on the CPU: (metric(weight 1 − ε) − metric(weight 1)) / ε.
     """
-    start = run.window(last_epochs)
+    sets = list(torch.as_tensor(instances).view(-1, 1))
+    changes = torch.zeros(len(sets), dtype=torch.float64)
     with torch.no_grad():
-        before, changes = metric(run.gan, run.final), []
-        for group in torch.as_tensor(instances).split(MODELS_AT_ONCE["cpu"]):
-            keep = torch.ones(len(group), run.n, dtype=run.x.dtype, device=run.x.device)
-            keep[torch.arange(len(group)), group] -= fraction
-            models = last(run.walk(stack([run.state(start)] * len(group)), start, run.steps, keep, run.dynamics.stacked))
-            changes += [(metric(run.gan, state) - before).item() / fraction for state in unstack(models)]
-    return torch.tensor(changes, dtype=torch.float64)
+        before = metric(run.gan, run.final)
+        for which, stacked in counterfactuals(run, sets, run.window(last_epochs), weight=1 - fraction):
+            for i, state in zip(which, unstack(stacked)):
+                changes[i] = (metric(run.gan, state) - before).item() / fraction
+    return changes
 
 
 def kink_experiment(config: Accuracy, seed: int, device: str = "cpu", last_epochs: int = 1, fractions: Iterable[float] = (1, 0.1, 0.01, 0.001)) -> list[dict]:
@@ -207,15 +206,15 @@ def save_results(out: str | os.PathLike, results: dict, rows: list[dict]) -> Non
     write_atomically(Path(out) / "results.json", json.dumps({"results": results, "versions": versions()}, indent=1) + "\n")
 
 
-def check_device(device: str) -> None:
-    """Refuse a GPU that is not there.
+def check_device(device: str, asked: str | None = None) -> None:
+    """Refuse a GPU that is not there; `asked` says how it was asked for.
 
     Raises:
         RuntimeError: for "cuda" where torch sees no GPU.
     """
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(f"a GPU was asked for (device {device!r}) but torch sees none: use the device 'cpu', or install the torch build for "
-                           f"your driver (this is torch {torch.__version__})")
+        raise RuntimeError(f"a GPU was asked for ({asked or f'device {device!r}'}) but torch sees none: use the device 'cpu', or install the torch "
+                           f"build for your driver (this is torch {torch.__version__})")
 
 
 def device_name(device: str) -> str:

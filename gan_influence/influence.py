@@ -1,6 +1,7 @@
 """Influence: a metric's gradient pulled back through a recorded run, one step at a time."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .dynamics import Dynamics, deterministic
+from .dynamics import Dynamics, Pull, deterministic
 from .gan import GAN
 from .progress import progress
 from .state import State
@@ -59,7 +60,7 @@ def influence(run: Trajectory, metric: Metric | Mapping[str, Metric], last_epoch
     if method == "itd":
         scores = _sweep(run, cotangents, start, compile)
     elif method == "aid":
-        scores = [_implicit(run, cotangent, iterations, tolerance) for cotangent in cotangents]
+        scores = _implicit(run, cotangents, iterations, tolerance)
     else:
         raise ValueError(f"unknown method {method!r}: choose 'itd' or 'aid'")
     return dict(zip(metrics, scores)) if isinstance(metric, Mapping) else scores[0]
@@ -178,27 +179,40 @@ def _segment(run: Trajectory, dynamics: Dynamics, a: int, b: int, cotangents: Se
     return cotangents, torch.cat(rows, dim=1)
 
 
-def _implicit(run: Trajectory, gradient: State, iterations: int, tolerance: float) -> Tensor:
-    """Influence at a fixed point of training: the pull-back's own fixed point w = g + pull(w), summed as a Neumann series.
+def _implicit(run: Trajectory, gradients: list[State], iterations: int, tolerance: float) -> list[Tensor]:
+    """Influence at a fixed point of training, per gradient.
 
-    Every term is pulled through a batch of the last epoch, taken at the final state; a full batch makes it deterministic.
+    Every step of the last epoch is linearised at the final state; a full batch makes them one.
     """
-    epoch = run.schedule.steps_per_epoch
-    pulls = [run.dynamics.linearize(run.final, run.batch(t), run.ones(), reusable=True)[1] for t in range(max(0, run.steps - epoch), run.steps)]
+    epoch = range(max(0, run.steps - run.schedule.steps_per_epoch), run.steps)
+
+    @lru_cache(max(1, GRAPH_BYTES // run.graph_bytes))
+    def pull_at(t: int) -> Pull:
+        return run.dynamics.linearize(run.final, run.batch(t), run.ones(), reusable=True)[1]
+
+    scores = []
+    for gradient in gradients:
+        w, score = _neumann(gradient, pull_at, epoch, iterations, tolerance), torch.zeros(run.n, dtype=torch.float64)
+        for t in epoch:
+            # A removal at the fixed point is felt in every epoch, by the batch that holds the instance: on average in 1/len(epoch) of the steps.
+            score.index_add_(0, run.schedule.indices(t), -pull_at(t)(w)[1].to("cpu", torch.float64) / len(epoch))
+        scores.append(score)
+    return scores
+
+
+def _neumann(gradient: State, pull_at: Callable[[int], Pull], epoch: range, iterations: int, tolerance: float) -> State:
+    """The fixed point w = gradient + pull(w), as a Neumann series whose terms go round the epoch's steps."""
     w, size = gradient, _norm(gradient)
     for k in range(iterations):
-        w, previous = gradient.rebuild(g + p for g, p in zip(gradient.tensors(), pulls[k % len(pulls)](w)[0].tensors())), w
+        pulled, _ = pull_at(epoch[k % len(epoch)])(w)
+        w, previous = gradient.rebuild(g + p for g, p in zip(gradient.tensors(), pulled.tensors())), w
         change = _norm(w.rebuild(p - q for p, q in zip(w.tensors(), previous.tensors()))) / _norm(w)
         if not change < 1e6 or not _norm(w) < 1e12 * size:
             raise FloatingPointError(f"AID assumes that training has settled where it attracts, but its Neumann series diverges (term {k}): "
                                      "lower the learning rate, add weight decay, or use method='itd'")
         if change < tolerance:
             break
-    scores = torch.zeros(run.n, dtype=torch.float64)
-    for t, pull in enumerate(pulls, run.steps - len(pulls)):
-        # A removal at the fixed point is felt in every epoch, by the batch that holds the instance: on average 1/len(pulls) of the steps.
-        scores.index_add_(0, run.schedule.indices(t), -pull(w)[1].to("cpu", torch.float64) / len(pulls))
-    return scores
+    return w
 
 
 def _norm(state: State) -> float:

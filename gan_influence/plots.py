@@ -16,6 +16,10 @@ def _array(values) -> np.ndarray:
     return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
 
 
+def _plane(ax: Axes, title: str) -> None:
+    ax.set(xlabel="first coordinate", ylabel="second coordinate", title=title, aspect="equal")
+
+
 def axes(columns: int = 1, width: float = 4.6, height: float = 3.6) -> tuple[Figure, list[Axes]]:
     """A row of axes in the notebooks' size and style."""
     figure, row = plt.subplots(1, columns, figsize=(width * columns, height), layout="constrained", squeeze=False)
@@ -31,7 +35,7 @@ def points(ax: Axes, title: str, **sets) -> None:
         xy = _array(xy)
         ax.scatter(*xy.T, s=sizes.get(role, 5), alpha=1 if role == "removed" else 0.5, linewidths=0,
                    marker="X" if role == "removed" else "o", color=COLORS[role], label=f"{role} (n={len(xy)})")
-    ax.set(xlabel="first coordinate", ylabel="second coordinate", title=title, aspect="equal")
+    _plane(ax, title)
     ax.legend(markerscale=1.5, frameon=False, fontsize="small")
 
 
@@ -112,7 +116,7 @@ def scores(ax: Axes, xy, values, title: str, label: str) -> None:
     xy, values = _array(xy), _array(values)
     order, limit = np.argsort(np.abs(values)), np.quantile(np.abs(values), 0.98)
     drawn = ax.scatter(*xy[order].T, c=values[order], s=9, cmap="RdBu_r", vmin=-limit, vmax=limit, linewidths=0)
-    ax.set(xlabel="first coordinate", ylabel="second coordinate", title=title, aspect="equal")
+    _plane(ax, title)
     ax.figure.colorbar(drawn, ax=ax, label=label, shrink=0.85, format="%.0e")
 
 
@@ -124,7 +128,7 @@ def movement(ax: Axes, real, instance, samples, shifts, title: str, length: floa
     ax.scatter(*instance, s=90, marker="X", color=COLORS["removed"], edgecolor="white", zorder=3, label="removed")
     ax.quiver(*samples.T, *(shifts * (length / longest if longest else 0)).T, angles="xy", scale_units="xy", scale=1, width=0.004,
               color=COLORS["generated"], label="generated, and where it would move")
-    ax.set(xlabel="first coordinate", ylabel="second coordinate", title=f"{title}\nlongest arrow: {longest:.1e} in truth", aspect="equal")
+    _plane(ax, f"{title}\nlongest arrow: {longest:.1e} in truth")
     ax.legend(frameon=False, fontsize="small", loc="lower right")
 
 

@@ -4,7 +4,6 @@ import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from concurrent.futures import Executor, as_completed
-from contextlib import nullcontext
 from copy import deepcopy
 
 import numpy as np
@@ -87,28 +86,36 @@ def leave_one_out(run: Trajectory, metric, instances: Iterable[int], last_epochs
     metrics = metric if isinstance(metric, Mapping) else {"metric": metric}
     sets = [_index_set(run, [j]) for j in instances]
     truth = {name: torch.zeros(len(sets), dtype=torch.float64) for name in metrics}
-    if executor is not None:
-        with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as folder, \
-                progress(total=len(sets), desc="leave-one-out", unit="model") as bar:
-            for which, changes in _spread(run, metrics, sets, last_epochs, models_at_once, compile, executor, folder):
-                for name, values in changes.items():
-                    truth[name][which] = values
-                bar.update(len(which))
-        return truth if isinstance(metric, Mapping) else truth["metric"]
-    with torch.no_grad(), progress(total=len(sets), desc="leave-one-out", unit="model") as bar:
-        before = {name: m(run.gan, run.final) for name, m in metrics.items()}
-        for which, stacked in counterfactuals(run, sets, run.window(last_epochs), models_at_once, compile):
-            for i, state in zip(which, unstack(stacked)):
-                for name, m in metrics.items():
-                    truth[name][i] = m(run.gan, state) - before[name]
+    task = run, metrics, sets, last_epochs, models_at_once, compile
+    measured = _here(*task) if executor is None else _spread(*task, executor, folder)
+    with progress(total=len(sets), desc="leave-one-out", unit="model") as bar:
+        for which, changes in measured:
+            for name, values in changes.items():
+                truth[name][which] = values
             bar.update(len(which))
     return truth if isinstance(metric, Mapping) else truth["metric"]
 
 
+Measured = Iterator[tuple[list[int], dict[str, Tensor]]]  # positions in `sets`, and each metric's changes there
+
+
+@torch.no_grad()
+def _here(run: Trajectory, metrics: Mapping, sets: list[Tensor], last_epochs: int | None, models_at_once: int | None, compile: bool) -> Measured:
+    before = {name: m(run.gan, run.final) for name, m in metrics.items()}
+    for which, stacked in counterfactuals(run, sets, run.window(last_epochs), models_at_once, compile):
+        states = unstack(stacked)
+        yield which, {name: torch.stack([m(run.gan, state) - before[name] for state in states[:len(which)]]).to("cpu", torch.float64)
+                      for name, m in metrics.items()}
+
+
 def _spread(run: Trajectory, metrics: Mapping, sets: list[Tensor], last_epochs: int | None, models_at_once: int | None, compile: bool,
-            executor: Executor, folder: str | os.PathLike) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+            executor: Executor, folder: str | os.PathLike | None) -> Measured:
     # One task per group of models, so that no worker trains fewer at once than a single process would. A task that a cluster
     # runs twice gives the same numbers twice, of which one is kept.
+    if folder is None:
+        with tempfile.TemporaryDirectory() as folder:
+            yield from _spread(run, metrics, sets, last_epochs, models_at_once, compile, executor, folder)
+        return
     folder, device = os.path.abspath(folder), run.x.device
     run.save(folder)
     save_file({"x": run.x.cpu().contiguous()}, os.path.join(folder, "data.safetensors"))
@@ -133,8 +140,8 @@ def leave_one_out_shard(folder: str, gan, optimizer, device: str, metrics: Mappi
 
 
 def counterfactuals(run: Trajectory, sets: list[Tensor], start: int, models_at_once: int | None = None,
-                    compile: bool = False) -> Iterator[tuple[list[int], State]]:
-    """Yield (positions in `sets`, their final states stacked), for every set that the window draws from.
+                    compile: bool = False, weight: float = 0.0) -> Iterator[tuple[list[int], State]]:
+    """Yield (positions in `sets`, their final states stacked), for every set that the window draws from; its instances have `weight`.
 
     Until its first removal a counterfactual is the recorded run. So models are sorted by that step and each group starts
     there; half of a one-epoch window, on average, is never run.
@@ -143,7 +150,7 @@ def counterfactuals(run: Trajectory, sets: list[Tensor], start: int, models_at_o
     while waiting:
         group = [i for i, _ in waiting[:size]]
         try:
-            final = _run_group(run, [sets[i] for i in group], waiting[0][1], size, compile)
+            final = _run_group(run, [sets[i] for i in group], waiting[0][1], size, compile, weight)
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
@@ -164,10 +171,10 @@ def _order(run: Trajectory, sets: list[Tensor], start: int, models_at_once: int 
     return waiting, -(-len(waiting) // -(-len(waiting) // size)) if waiting else size  # groups of one size
 
 
-def _run_group(run: Trajectory, sets: list[Tensor], start: int, size: int, compile: bool) -> State:
+def _run_group(run: Trajectory, sets: list[Tensor], start: int, size: int, compile: bool, weight: float) -> State:
     keep = torch.ones(size, run.n, dtype=run.x.dtype, device=run.x.device)  # a last, smaller group is filled up with the recorded run
     for row, one in zip(keep, sets):
-        row[one.to(keep.device)] = 0
+        row[one.to(keep.device)] = weight
     state = run.state(start)
     if size == 1:  # a stack of one costs twice as much as none
         return stack([last(run.walk(state, start, run.steps, keep[0]))])

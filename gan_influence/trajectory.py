@@ -127,7 +127,7 @@ class Trajectory:
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             self.dynamics.linearize(self.initial, self.batch(0), self.ones())
-        return sum(saved.values())
+        return sum(saved.values()) or 1
 
     def window(self, last_epochs: int | None) -> int:
         """The first step of the last `last_epochs` epochs; None means the whole run.

@@ -92,11 +92,11 @@ def test_groups_shrink_when_memory_runs_out(monkeypatch):
     run, sizes = tiny_run(), []
     run_group = retraining._run_group
 
-    def small_machine(run, sets, start, size, compile):
+    def small_machine(run, sets, start, size, *how):
         sizes.append(size)
         if size > 3:
             raise torch.OutOfMemoryError("out of memory")
-        return run_group(run, sets, start, size, compile)
+        return run_group(run, sets, start, size, *how)
 
     metric = tiny_metric(run.gan)
     expected = gi.leave_one_out(run, metric, range(24))
