@@ -2,24 +2,17 @@
 
 import argparse
 import json
-import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from importlib.metadata import metadata
 from pathlib import Path
 
-import torch
-
-from . import __version__, experiments, links
+from . import __version__, links
+from .commands_record import add_paper, add_record, check_gpu, seeds
 from .progress import progress
-
-#: What notebooks/recorded holds at full scale, in order of value: the command that makes it, and its seeds.
-PAPER = {"accuracy_2d": (("accuracy", "--preset", "paper"), range(10))}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                                      epilog="gan-influence COMMAND --help says what a command needs and what it leaves.")
     parser.add_argument("--version", action="version", version=f"gan-influence {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_demo, _add_list, _add_run, _add_status, _add_gather, _add_accuracy, _add_paper, _add_notebooks, _add_links):
+    for add in (_add_demo, _add_list, _add_run, _add_status, _add_gather, add_record, add_paper, _add_notebooks, _add_links):
         command = add(commands)
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.set_defaults(parser=command)
@@ -135,7 +128,7 @@ Slurm, in Python on the login node (pip install dask-jobqueue); leave it open an
     command.add_argument("--out", required=True, metavar="DIR", help="where the runs go; one folder per notebook")
     command.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                          help="a value of a parameter, or several with commas between; each NAME multiplies the grid")
-    command.add_argument("--seeds", type=_seeds, metavar="A:B", help="a run for each of the seeds A, A+1, ... B-1")
+    command.add_argument("--seeds", type=seeds, metavar="A:B", help="a run for each of the seeds A, A+1, ... B-1")
     command.add_argument("--preset", help="the notebook's parameter preset")
     command.add_argument("--jobs", type=_positive(int), default=1, metavar="N", help="how many runs at once on this machine (default: %(default)s)")
     command.add_argument("--scheduler", metavar="ADDRESS", help="run on the Dask cluster of this scheduler instead, as many at once as it has threads")
@@ -153,7 +146,7 @@ def _run(options) -> int:
         runs = batch.grid(notebook, options.out, _axes(options, batch, notebook), options.timeout, options.html)
         gpu = any(run.parameters.get("device") == "cuda" for run in runs)
         if options.scheduler is None:
-            _check_gpu(options, "cuda" if gpu else "cpu", "-p device")
+            check_gpu(options, "cuda" if gpu else "cpu", "-p device")
         with batch.only_driver(options.out):
             return _drive(options, batch, runs, gpu)
     except (ValueError, BlockingIOError) as error:
@@ -172,10 +165,10 @@ def _axes(options, batch, notebook: Path) -> dict:
             raise ValueError(f"{notebook.stem} has the presets {', '.join(names)}, but not {options.preset!r}")
         axes = {"preset": [options.preset], **axes}
     if options.seeds:
-        seeds = batch.seed_axes(notebook, options.seeds)
-        if twice := seeds.keys() & axes.keys():
+        by_seed = batch.seed_axes(notebook, options.seeds)
+        if twice := by_seed.keys() & axes.keys():
             raise ValueError(f"--seeds sets {', '.join(sorted(twice))}, and so does -p: give one of them")
-        axes |= seeds
+        axes |= by_seed
     return axes
 
 
@@ -261,107 +254,6 @@ def _gather(options) -> None:
     print(f"{len(rows)} measurements of {total - len(missing)} runs in {target}")
     if missing:
         print(f"{len(missing)} of {total} runs are missing:", *(f"  {run.name}  ({run.state})" for run in missing), sep="\n")
-
-
-def _add_accuracy(commands) -> argparse.ArgumentParser:
-    command = commands.add_parser("accuracy", help="run Experiment 1: does the influence rank instances as leave-one-out retraining does?", description="""\
-Run Experiment 1 on 2D-normal with the average log-likelihood, once per seed. Every seed leaves seed-N.json when it is
-finished; the same command again goes on where it stopped. The presets:
-  quick   a tenth of the size, seconds a seed on a CPU (--no-compile: compiling takes longer than that)
-  paper   the published protocol: 10 000 instances, 50 epochs, 200 instances retrained for each of five windows""", epilog="""\
-example: the results that the notebooks show
-  gan-influence accuracy --preset paper --seeds 0:10 --out runs/accuracy_2d --record notebooks/recorded/accuracy_2d""")
-    command.add_argument("--preset", required=True, choices=list(experiments.ACCURACY), help="the size of the experiment")
-    command.add_argument("--seeds", required=True, type=_seeds, metavar="A:B", help="the seeds A, A+1, ... B-1; or a single one")
-    command.add_argument("--out", required=True, metavar="DIR", help="where the finished seeds go; one folder per preset")
-    command.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="default: %(default)s")
-    command.add_argument("--no-compile", action="store_true",
-                         help="do not compile the training step first; it needs a C++ compiler, and pays at the published size")
-    command.add_argument("--record", metavar="TARGET",
-                         help="then merge all seeds of DIR into TARGET.csv, TARGET_scores.csv, TARGET_fractions.csv and TARGET.json, and draw README's figure")
-    command.set_defaults(call=_accuracy)
-    return command
-
-
-def _accuracy(options) -> None:
-    _check_gpu(options, options.device, "--device")
-    config = experiments.ACCURACY[options.preset]
-    torch.set_num_threads(1)  # small networks are fastest on one thread
-    try:
-        experiments.record_accuracy(config, options.seeds, options.out, options.device, compile=not options.no_compile)
-    except ValueError as error:
-        options.parser.error(str(error))
-    if options.record:
-        _record_accuracy(options.out, Path(options.record))
-
-
-def _record_accuracy(out: str | Path, target: Path) -> None:
-    experiments.gather_accuracy(out, target)
-    _draw_overview(target)
-
-
-def _check_gpu(options, device: str, option: str) -> None:
-    try:
-        experiments.check_device(device, f"{option} {device}")
-    except RuntimeError as error:
-        options.parser.error(str(error))
-
-
-def _draw_overview(target: Path) -> None:
-    import pandas as pd
-
-    from . import plots
-    table, scores = pd.read_csv(f"{target}.csv"), pd.read_csv(f"{target}_scores.csv")
-    figure = plots.overview(table, scores, experiments.PUBLISHED_ACCURACY, seed=table.seed.iloc[0], k=table.last_epochs.iloc[0])
-    figure.savefig(target.with_name("readme.png"), dpi=110)
-
-
-def _seeds(text: str) -> range:
-    first, colon, last = text.partition(":")
-    try:
-        seeds = range(int(first), int(last) if colon else int(first) + 1)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"seeds are A:B, as in 0:10 for ten of them, but got {text!r}") from None
-    if not seeds or seeds[0] < 0:
-        raise argparse.ArgumentTypeError(f"{text} names no seed: 0:10 is the seeds 0 to 9")
-    return seeds
-
-
-def _add_paper(commands) -> argparse.ArgumentParser:
-    command = commands.add_parser("paper", help="make what is outstanding of the full-scale recordings, within a time budget", description="""\
-Run the published protocols where notebooks/recorded lacks seeds, in order of value, until all are there or the time is
-over; then renew the recording. Finished seeds stay in runs/: the same command again continues.""", epilog="""\
-example:
-  gan-influence paper --budget 25m""")
-    command.add_argument("--budget", required=True, type=_budget, metavar="TIME", help="such as 90s, 25m or 2h; a seed that is under way at its end is lost")
-    command.set_defaults(call=_paper)
-    return command
-
-
-def _paper(options) -> None:
-    end = time.monotonic() + options.budget
-    for name, (arguments, seeds) in PAPER.items():
-        target, out = experiments.RECORDED / name, links.ROOT / "runs" / name
-        header = target.with_suffix(".json")
-        recorded = set(json.loads(header.read_text())["seeds"]) if header.exists() else set()
-        if recorded.issuperset(seeds):
-            print(f"{name}: all {len(seeds)} seeds are recorded")
-            continue
-        with suppress(subprocess.TimeoutExpired):  # the budget's end is no failure
-            subprocess.run([sys.executable, "-m", "gan_influence", *arguments, "--seeds", f"{seeds[0]}:{seeds[-1] + 1}", "--out", str(out)],
-                           timeout=max(0, end - time.monotonic()), check=True)
-        finished = {seed for seed in seeds if (out / f"seed-{seed}.json").exists()}
-        kept = not recorded < finished  # a recording is never replaced by a smaller one
-        print(f"{name}: {len(finished)} of {len(seeds)} seeds are finished; the recording of {len(recorded)} {'stays' if kept else 'is replaced'}")
-        if not kept:
-            _record_accuracy(out, target)
-
-
-def _budget(text: str) -> float:
-    found = re.fullmatch(r"([\d.]*\d)([smh])", text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"a time is a number with s, m or h behind it, as in 25m, but got {text!r}")
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 def _positive(kind: type):

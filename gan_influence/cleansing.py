@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .memory import in_chunks_that_fit
 from .retraining import retrain
 from .state import State
 from .trajectory import Trajectory
@@ -86,7 +87,8 @@ def cleanse(run: Trajectory, scores_by_method: Mapping[str, Tensor], fractions: 
         def measure(state: State) -> dict[str, tuple[float, float]]:
             if not state.is_finite():  # a removal that derailed training must not cost the others' results
                 return dict.fromkeys(valid, (math.nan, math.nan))
-            return {name: (float(valid[name](run.gan, state)), float(test[name](run.gan, state))) for name in valid}
+            return {name: tuple(float(in_chunks_that_fit(metric, lambda metric=metric: metric(run.gan, state))) for metric in (valid[name], test[name]))
+                    for name in valid}
 
         before, after = measure(run.final), {key: measure(state) for key, state in states.items()}
     rows, picked = [], []

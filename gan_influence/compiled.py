@@ -33,7 +33,7 @@ class CompiledDynamics:
     def linearize(self, state: State, batch: Batch, weights: Tensor, reusable: bool = True) -> tuple[State, Pull]:
         """`Dynamics.linearize`; it does not take the step, and returns the state it was given."""
         def pull(cotangent: State) -> tuple[State, Tensor]:
-            arguments = [*cotangent.tensors(), *_arguments(state, batch, weights)]
+            arguments = [*(c.contiguous() for c in cotangent.tensors()), *_arguments(state, batch, weights)]  # convolutions return other layouts
             *pulled, row = self._get("pull", arguments, flat_pull)(*arguments)
             return state.rebuild(pulled), row
 
@@ -55,7 +55,7 @@ class CompiledDynamics:
 def _arguments(state: State, batch: Batch, weights: Tensor) -> list[Tensor]:
     like = {"dtype": weights.dtype, "device": weights.device}
     rates = [torch.tensor(rate, **like) for rate in batch.learning_rate]  # as tensors, or every rate would be compiled anew
-    return [*state.tensors(), weights, *rates, *(a for a in batch[:3] if a is not None)]
+    return [*(p.contiguous() for p in state.tensors()), weights, *rates, *(a for a in batch[:3] if a is not None)]
 
 
 def _unflatten(state: State, batch: Batch, flat: tuple[Tensor, ...]) -> tuple[State, Batch, Tensor]:

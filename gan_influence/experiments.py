@@ -1,74 +1,227 @@
 """The published protocols as plain values, and the functions that notebooks and the command line run them with."""
 
-import csv
-import io
-import json
 import os
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from . import data
+from . import data, models
 from .agreement import agreement
-from .influence import influence
-from .metrics import AverageLogLikelihood
-from .models import fcgan
+from .cleansing import Cleansing, cleanse, isolation_forest, random_scores
+from .influence import harmfulness, influence
+from .metrics import AverageLogLikelihood, DiscriminatorLoss, FrechetDistance, InceptionScore, LogInceptionScore
 from .optimizers import SGD
+from .recording import RECORDED, check_device, device_name, finished, gather, record, recorded, recorded_tensors, save_results
 from .retraining import counterfactuals, leave_one_out
 from .state import unstack
-from .storage import versions, write_atomically
 from .trajectory import Trajectory, train
 
-RECORDED = Path(__file__).parents[1] / "notebooks" / "recorded"
+__all__ = ["ACCURACY", "Accuracy", "EXPERIMENTS", "PUBLISHED_ACCURACY", "PUBLISHED_REMOVAL", "RECORDED", "REMOVAL", "Removal", "Setup",
+           "accuracy_experiment", "check_device", "chosen_instances", "device_name", "finished", "fractional_leave_one_out", "gather",
+           "images_at_hand", "kink_experiment", "over_seeds", "record", "recorded", "recorded_tensors", "removal_experiment", "removal_scores",
+           "save_results"]
+
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
+EXTREMES = 36  #: instances at either end of a ranking that a recorded removal keeps
+
+
+class Setup(NamedTuple):
+    """A trained GAN, and what it is measured with."""
+
+    run: Trajectory
+    valid: dict[str, object]  #: metrics on validation data, by name
+    test: dict[str, object]  #: the same on test data and other latents
+    data: data.Split | data.LabelledSplit
+    classifier: nn.Module | None  #: of images: its features and probabilities define the metrics
+    folder: Path | None  #: where the run is kept
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Experiment 1 on 2D-normal: does the influence on ALL rank instances as leave-one-out retraining does?
+class Protocol:
+    """What both experiments share: which GAN is trained on what, and how much data measures it."""
 
-    The defaults are the published protocol: Terashita et al., ICLR 2021, section 5.1.
-    """
-
+    data: str = "normal_2d"  #: or "mnist", or "digits"
     n: int = 10_000  #: training instances
     epochs: int = 50
     batch_size: int = 100
     learning_rate: float = 1e-3
     order: str = "simultaneous"
-    activation: str = "relu"
-    held_out: int = 1_000  #: validation instances that ALL is measured on
-    latents: int = 1_000  #: generated points that ALL is measured with
+    activation: str = "relu"  #: of the networks on 2D-normal
+    width: int = 32  #: of the networks on images
+    held_out: int = 1_000  #: validation instances, and as many test instances
+    latents: int = 1_000  #: generated instances that the metrics see
+
+    def prepare(self, seed: int, device: str = "cpu", folder: str | os.PathLike | None = None) -> Setup:
+        """Train the experiment's GAN, or read it from a folder where it was kept before; and build its metrics.
+
+        >>> setup = Accuracy(n=200, epochs=1, held_out=20, latents=20).prepare(seed=0)
+        >>> setup.run.steps, list(setup.valid)
+        (2, ['average log-likelihood'])
+        """
+        check_device(device)
+        if self.data == "normal_2d":
+            parts, classifier = data.normal_2d(self.n, self.held_out, self.held_out, seed=seed), None
+            gan = models.fcgan(seed=seed, activation=ACTIVATIONS[self.activation])
+        else:
+            parts = {"mnist": data.mnist, "digits": data.digits}[self.data](train=self.n, valid=self.held_out, test=self.held_out, seed=seed)
+            gan = models.dcgan(seed=seed, width=self.width)
+        train_x, valid_x, test_x = (part.to(device) for part in parts[:3])
+        gan.generator.to(device), gan.discriminator.to(device)
+        if self.data != "normal_2d":
+            classifier = models.train_classifier(valid_x, parts.labels.valid, test=(test_x, parts.labels.test), cache=folder and Path(folder) / "classifier")
+        if folder and (Path(folder) / "trajectory.json").exists():
+            run = Trajectory.load(folder, gan, train_x, SGD(self.learning_rate))
+        else:
+            run = train(gan, train_x, self.epochs, self.batch_size, SGD(self.learning_rate), self.order, seed)
+            if folder:
+                run.save(folder)
+        valid, test = (self._metrics(x, gan.sample_latents(self.latents, seed=[seed, part]), classifier) for part, x in ((1, valid_x), (3, test_x)))
+        return Setup(run, valid, test, parts, classifier, folder and Path(folder))
+
+    def _metrics(self, x: Tensor, latents: Tensor, classifier: nn.Module | None) -> dict:
+        if classifier is None:
+            return {AverageLogLikelihood.name: AverageLogLikelihood(x, latents)}
+        return {FrechetDistance.name: FrechetDistance(classifier.features, x, latents), self._score.name: self._score(classifier, latents)}
+
+
+@dataclass(frozen=True)
+class Accuracy(Protocol):
+    """Experiment 1: does the influence rank instances as leave-one-out retraining does?
+
+    The defaults are the published protocol on 2D-normal: Terashita et al., ICLR 2021, section 5.1.
+    """
+
     instances: int = 200  #: how many are left out, one at a time
     windows: tuple[int, ...] = (1, 5, 10, 20, 50)  #: k, in epochs
+
+    _score = LogInceptionScore
+
+    @property
+    def pieces(self) -> list[str]:
+        """What `record` runs one at a time: the windows, and smaller removals, which only networks with kinks need."""
+        return [f"k={k}" for k in self.windows] + (["fractions"] if self.data == "normal_2d" else [])
+
+    def measure(self, setup: Setup, seed: int, piece: str, compile: bool) -> tuple[dict[str, list[dict]], dict[str, Tensor]]:
+        """One piece of the experiment; see `record`."""
+        if piece == "fractions":
+            return {"fractions": kink_experiment(self, seed, setup=setup)}, {}
+        summary, scores = accuracy_experiment(self, seed, compile=compile and setup.classifier is None, setup=setup, windows=[int(piece.removeprefix("k="))])
+        return {"summary": summary, "scores": scores}, {}
+
+
+@dataclass(frozen=True)
+class Removal(Protocol):
+    """Experiment 2: is the GAN better when the last epoch is run again without the most harmful instances?
+
+    The defaults are the published protocol on 2D-normal: Terashita et al., ICLR 2021, section 5.2.
+    """
+
+    n: int = 50_000
+    epochs: int = 70
+    held_out: int = 10_000
+    latents: int = 10_000
+    fractions: tuple[float, ...] = (.01, .02, .05, .1, .15, .2, .25, .3, .35, .4)  #: of the training set, removed
+    last_epochs: int = 1  #: run again without them
+
+    _score = InceptionScore
+
+    @property
+    def methods(self) -> list[str]:
+        """The rankings that are compared, in order of value."""
+        names = [AverageLogLikelihood.name] if self.data == "normal_2d" else [FrechetDistance.name, InceptionScore.name]
+        return [f"influence on {name}" for name in names] + ["random", "isolation forest", "discriminator loss"]
+
+    @property
+    def pieces(self) -> list[str]:
+        """What `record` runs one at a time: the methods."""
+        return self.methods
+
+    def measure(self, setup: Setup, seed: int, piece: str, compile: bool) -> tuple[dict[str, list[dict]], dict[str, Tensor]]:
+        """One piece of the experiment; see `record`."""
+        scores = removal_scores(self, setup, seed, compile and setup.classifier is None)[piece]  # convolutions gain nothing
+        result = removal_experiment(self, setup, {piece: scores})
+        ranked = scores.argsort(descending=True)
+        extremes = [{"seed": seed, "method": piece, "end": end, "rank": rank, "instance": int(j), "score": float(scores[j])}
+                    for end, which in (("most harmful", ranked[:EXTREMES]), ("most helpful", ranked.flip(0)[:EXTREMES])) for rank, j in enumerate(which)]
+        states = {"before": setup.run.final, **{f"{piece} {row['metric']}": result.states[piece, row["n_removed"]] for row in result.picked}}
+        tensors = {f"{label}|{name}": tensor for label, state in states.items() for name, tensor in state.generator.items()}
+        accuracy = {"classifier_accuracy": setup.classifier.accuracy["test"]} if setup.classifier else {}
+        picked = [{"seed": seed, **row} for row in result.picked]
+        return {"summary": [{"seed": seed, **row, **accuracy} for row in result.rows], "picked": picked, "extremes": extremes}, tensors
 
 
 ACCURACY = {
     "paper": Accuracy(),
     "quick": Accuracy(n=1_000, epochs=10, held_out=300, latents=300, instances=60, windows=(1, 2, 5, 10)),
+    "every": Accuracy(instances=10_000, windows=(1,)),
+    "mnist paper": Accuracy("mnist", width=8, held_out=10_000, latents=2_000),
+    "mnist quick": Accuracy("mnist", n=1_000, epochs=10, batch_size=50, width=8, held_out=1_000, latents=500, instances=30, windows=(1, 2)),
+    "digits quick": Accuracy("digits", n=1_000, epochs=10, batch_size=50, width=8, held_out=300, latents=500, instances=30, windows=(1, 2)),
 }
 
-#: Published means over 10 seeds, read off figure 1 by eye (±.02); ALL is the green curve.
-PUBLISHED_ACCURACY = {"k": (1, 5, 10, 20, 50), "kendall_tau": (.87, .83, .86, .84, .67), "jaccard": (.57, .46, .53, .43, .30)}
+REMOVAL = {
+    "paper": Removal(),
+    "quick": Removal(n=5_000, epochs=30, held_out=1_000, latents=1_000),
+    "mnist paper": Removal("mnist", epochs=20, fractions=(.01, .02, .05, .1, .2, .3, .4, .5, .7, .9)),
+    "mnist quick": Removal("mnist", n=2_000, epochs=8, width=8, held_out=1_000, latents=500, fractions=(.05, .2, .5)),
+    "digits quick": Removal("digits", n=1_100, epochs=14, width=8, held_out=300, latents=500, fractions=(.05, .2, .5)),
+}
+
+#: What notebooks/recorded holds at full scale: the protocol, and the seeds that complete it.
+EXPERIMENTS = {
+    "accuracy_2d": (ACCURACY["paper"], range(10)),
+    "removal_2d": (REMOVAL["paper"], range(15)),
+    "accuracy_2d_every": (ACCURACY["every"], range(3)),
+    "accuracy_mnist": (ACCURACY["mnist paper"], range(10)),
+    "removal_mnist": (REMOVAL["mnist paper"], range(15)),
+}
+
+#: Published means over 10 seeds, read off figure 1 by eye (±.02), by metric.
+PUBLISHED_ACCURACY = {
+    "average log-likelihood": {"k": (1, 5, 10, 20, 50), "kendall_tau": (.87, .83, .86, .84, .67), "jaccard": (.57, .46, .53, .43, .30)},
+    "Fréchet distance": {"k": (1, 5, 10, 20, 50), "kendall_tau": (.95, .87, .73, .44, .23), "jaccard": (.82, .70, .50, .27, .18)},
+    "log Inception score": {"k": (1, 5, 10, 20, 50), "kendall_tau": (.91, .80, .67, .35, .07), "jaccard": (.78, .63, .43, .24, .16)},
+}
+
+_REMOVED_2D = (500, 1_000, 2_500, 5_000, 7_500, 10_000, 12_500, 15_000, 17_500, 20_000)
+_REMOVED_MNIST = (500, 1_000, 2_500, 5_000, 10_000, 15_000, 20_000, 25_000, 35_000, 45_000)
+
+#: Published mean changes on test data over 15 seeds, by metric and method, at `n_removed`; standard deviations where they are known.
+PUBLISHED_REMOVAL = {
+    "average log-likelihood": {"n_removed": _REMOVED_2D,
+        "influence on average log-likelihood": (.0008, .0015, .0030, .0040, .0034, .0013, -.0021, -.0067, -.0123, -.0185),
+        "std": (.0006, .0011, .0026, .0049, .0074, .010, None, None, None, None),
+        "discriminator loss": (.0002, .0004, .0009, .0017, .0024, .0029, .0031, .0031, .0027, .0020)},
+    "Fréchet distance": {"n_removed": _REMOVED_MNIST,
+        "influence on Fréchet distance": (-.10, -.13, -.18, -.19, -.25, -.36, -.38, -.38, -.23, .23),
+        "std": (.13, .18, .28, .46, .45, .35, .36, .37, .46, .60),
+        "influence on Inception score": (-.07, -.10, -.14, -.14, -.26, -.32, -.34, -.36, -.22, .17),
+        "discriminator loss": (-.03, -.04, -.07, -.13, -.18, -.20, -.19, -.15, -.06, .34),
+        "isolation forest": (.01, .02, .05, .10, .24, .42, .73, 1.09, 2.56, 6.99)},
+    "Inception score": {"n_removed": _REMOVED_MNIST,
+        "influence on Fréchet distance": (.03, .04, .04, .03, .04, .09, .10, .10, .04, -.18),
+        "influence on Inception score": (.04, .04, .05, .04, .08, .11, .12, .14, .09, -.07)},
+}
 
 
-def accuracy_run(config: Accuracy, seed: int, device: str = "cpu") -> tuple[Trajectory, AverageLogLikelihood]:
-    """Train the experiment's GAN, and build its metric.
+def images_at_hand() -> str:
+    """ "mnist" where MNIST is here or can be downloaded, else "digits".
 
-    >>> run, metric = accuracy_run(Accuracy(n=200, epochs=1, held_out=20, latents=20), seed=0)
-    >>> run.steps, metric.name
-    (2, 'average log-likelihood')
+    >>> images_at_hand() in ("mnist", "digits")
+    True
     """
-    check_device(device)
-    parts = data.normal_2d(config.n, config.held_out, seed=seed)
-    gan = fcgan(seed=seed, activation=ACTIVATIONS[config.activation])
-    gan.generator.to(device), gan.discriminator.to(device)
-    run = train(gan, parts.train.to(device), config.epochs, config.batch_size, SGD(config.learning_rate), config.order, seed)
-    return run, AverageLogLikelihood(parts.valid.to(device), gan.sample_latents(config.latents, seed=[seed, 1]))
+    try:
+        data.mnist(train=1, valid=1, test=1)
+    except (FileNotFoundError, ImportError):
+        return "digits"
+    return "mnist"
 
 
 def chosen_instances(config: Accuracy, seed: int) -> np.ndarray:
@@ -76,31 +229,36 @@ def chosen_instances(config: Accuracy, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, 2]).choice(config.n, config.instances, replace=False)
 
 
-def accuracy_experiment(config: Accuracy, seed: int, device: str = "cpu", compile: bool = False) -> tuple[list[dict], list[dict]]:
+def accuracy_experiment(config: Accuracy, seed: int, device: str = "cpu", compile: bool = False, setup: Setup | None = None,
+                        windows: Iterable[int] | None = None) -> tuple[list[dict], list[dict]]:
     """Run Experiment 1 for one seed.
 
     Args:
         config: the protocol.
         seed: of the data, the initialisation, the schedule and the choice of instances.
         device: "cpu" or "cuda".
-        compile: compile first, worth it at the published size.
+        compile: compile first, worth it at the published size of 2D-normal.
+        setup: what `config.prepare(seed, device)` returned, if it is at hand.
+        windows: only these of the protocol's windows.
 
     Returns:
-        One row per window (k, agreement, seconds), and one row per window and instance (influence, leave-one-out), both in
-        nats per held-out instance.
+        One row per window and metric (k, agreement, seconds for all metrics), and one row per window, metric and instance
+        (influence, leave-one-out) in the metric's units.
     """
-    run, metric = accuracy_run(config, seed, device)
+    setup = setup or config.prepare(seed, device)
     chosen, summary, scores = chosen_instances(config, seed), [], []
-    for k in config.windows:
+    for k in windows or config.windows:
         began = time.perf_counter()
-        estimate = influence(run, metric, last_epochs=k, compile=compile)[chosen]
+        estimates = influence(setup.run, setup.valid, last_epochs=k, compile=compile)
         estimated = time.perf_counter()
-        truth = leave_one_out(run, metric, chosen, last_epochs=k, compile=compile)
+        truths = leave_one_out(setup.run, setup.valid, chosen, last_epochs=k, compile=compile)
         seconds = {"seconds_influence": estimated - began, "seconds_leave_one_out": time.perf_counter() - estimated}
-        agreed = {name: value for name, value in asdict(agreement(estimate, truth)).items() if name not in ("n", "k")}
-        summary.append({"seed": seed, "last_epochs": k, **agreed, **seconds})
-        scores += [{"seed": seed, "last_epochs": k, "instance": int(j), "influence": float(a), "leave_one_out": float(b)}
-                   for j, a, b in zip(chosen, estimate, truth)]
+        for name in setup.valid:
+            estimate, truth, key = estimates[name][chosen], truths[name], {"seed": seed, "metric": name, "last_epochs": k}
+            critical = 10 if config.instances <= 1_000 else 100
+            agreed = {field: value for field, value in asdict(agreement(estimate, truth, critical)).items() if field not in ("n", "k")}
+            summary.append({**key, **agreed, **seconds})
+            scores += [{**key, "instance": int(j), "influence": float(a), "leave_one_out": float(b)} for j, a, b in zip(chosen, estimate, truth)]
     return summary, scores
 
 
@@ -125,120 +283,67 @@ def fractional_leave_one_out(run: Trajectory, metric, instances: Iterable[int], 
     return changes
 
 
-def kink_experiment(config: Accuracy, seed: int, device: str = "cpu", last_epochs: int = 1, fractions: Iterable[float] = (1, 0.1, 0.01, 0.001)) -> list[dict]:
-    """Rank agreement of the influence with the removal of ever smaller fractions of each instance, one row per fraction.
+def kink_experiment(config: Accuracy, seed: int, device: str = "cpu", last_epochs: int = 1, fractions: Iterable[float] = (1, 0.1, 0.01, 0.001),
+                    setup: Setup | None = None) -> list[dict]:
+    """Rank agreement of the influence with the removal of ever smaller fractions of each instance, one row per fraction and metric.
 
     It separates two suspects. A wrong derivative would disagree at every fraction; kinks of the activations, which a whole
     instance's removal crosses, stop mattering for small ones.
     """
-    run, metric, chosen = *accuracy_run(config, seed, device), chosen_instances(config, seed)
-    estimate = influence(run, metric, last_epochs=last_epochs)[chosen]
-    rows = []
-    for fraction in fractions:
-        found = agreement(estimate, fractional_leave_one_out(run, metric, chosen, fraction, last_epochs))
-        rows.append({"seed": seed, "last_epochs": last_epochs, "fraction": float(fraction), "kendall_tau": found.kendall_tau, "slope": found.slope})
+    setup, chosen, rows = setup or config.prepare(seed, device), chosen_instances(config, seed), []
+    estimates = influence(setup.run, setup.valid, last_epochs=last_epochs)
+    for name, metric in setup.valid.items():
+        for fraction in fractions:
+            found = agreement(estimates[name][chosen], fractional_leave_one_out(setup.run, metric, chosen, fraction, last_epochs))
+            rows.append({"seed": seed, "metric": name, "last_epochs": last_epochs, "fraction": float(fraction), "kendall_tau": found.kendall_tau,
+                         "slope": found.slope})
     return rows
 
 
-def record_accuracy(config: Accuracy, seeds: Iterable[int], out: str | os.PathLike, device: str = "cpu", compile: bool = True) -> None:
-    """Run Experiment 1 and the kink experiment for several seeds into the folder `out`, one file a seed; seeds already there are not run again.
+def removal_scores(config: Removal, setup: Setup, seed: int, compile: bool = False) -> dict[str, Tensor]:
+    """Every method's harmfulness of all training instances; kept in the setup's folder, if it has one.
 
-    Raises:
-        ValueError: before anything runs, when `out` holds seeds of another protocol.
+    Returns:
+        {method: (n,) float64 on the CPU}, larger is removed first, in the order of `config.methods`.
     """
-    out = Path(out)
-    for path, run in _finished(out):
-        if run["config"] != _plain(config):
-            raise ValueError(f"{path} was run with another protocol than the one asked for: give each protocol a folder of its own")
-    for seed in seeds:
-        done = out / f"seed-{seed}.json"
-        if done.exists():
-            continue
-        began = time.perf_counter()
-        summary, scores = accuracy_experiment(config, seed, device, compile)
-        header = {"config": _plain(config), "seed": seed, "device": device_name(device), "threads": torch.get_num_threads(),
-                  "versions": versions(), "wall_seconds": round(time.perf_counter() - began, 1)}
-        write_atomically(done, json.dumps({**header, "summary": summary, "scores": scores, "fractions": kink_experiment(config, seed, device)}))
-        print(f"seed {seed}: {header['wall_seconds']:.0f} s, tau " + " ".join(f"k={r['last_epochs']}:{r['kendall_tau']:.2f}" for r in summary), flush=True)
+    kept = setup.folder and setup.folder / "scores.safetensors"
+    if kept and kept.exists():
+        return load_file(kept)
+    run, (metric, *_) = setup.run, setup.valid.values()
+    baseline = DiscriminatorLoss(setup.data.valid.to(run.x.device), metric.latents)
+    metrics = {f"influence on {name}": metric for name, metric in setup.valid.items()} | {"discriminator loss": baseline}
+    scores = {name: harmfulness(values, metrics[name]) for name, values in influence(run, metrics, config.last_epochs, compile=compile).items()}
+    scores["isolation forest"] = isolation_forest(run.x, seed, setup.classifier and setup.classifier.features)
+    scores["random"] = random_scores(run.n, seed)
+    scores = {method: scores[method] for method in config.methods}
+    if kept:
+        save_file(scores, kept.with_suffix(".partial"))
+        os.replace(kept.with_suffix(".partial"), kept)
+    return scores
 
 
-def gather_accuracy(out: str | os.PathLike, target: str | os.PathLike) -> None:
-    """Merge what `record_accuracy` left in `out` into `<target>.csv`, `<target>_scores.csv`, `<target>_fractions.csv` and their header `<target>.json`."""
-    runs = sorted((run for _, run in _finished(out)), key=lambda run: run["seed"])
-    if not runs:
-        raise FileNotFoundError(f"{out} holds no finished seed (seed-*.json): run the experiment there first")
-    target = Path(target)
-    for part in ("summary", "scores", "fractions"):
-        write_atomically(_part(target, part), _csv([row for run in runs for row in run[part]]))
-    header = {key: runs[0][key] for key in ("config", "device", "threads", "versions")}
-    header |= {"seeds": [run["seed"] for run in runs], "wall_seconds": [run["wall_seconds"] for run in runs],
-               "units": {"influence": "nats per held-out instance", "leave_one_out": "nats per held-out instance", "seconds": "s"}}
-    write_atomically(target.with_suffix(".json"), json.dumps(header, indent=1) + "\n")
+def removal_experiment(config: Removal, setup: Setup, scores: dict[str, Tensor]) -> Cleansing:
+    """Run the last epochs again without each method's most harmful instances, at every fraction of the protocol."""
+    return cleanse(setup.run, scores, config.fractions, setup.valid, setup.test, config.last_epochs)
 
 
-def recorded(name: str, part: str = "summary"):
-    """A recorded full-scale run of this repository: one of its tables as a pandas DataFrame, and its header.
+def over_seeds(rows):
+    """Mean change on test data over seeds, per metric, method and number removed, and whether it could be chance.
 
     Args:
-        name: such as "accuracy_2d".
-        part: which of the run's tables: "summary", or such as "scores" and "fractions".
+        rows: a DataFrame with the columns of a recorded removal's summary.
 
-    Raises:
-        FileNotFoundError: where the repository's notebooks/recorded is not at hand.
+    Returns:
+        A DataFrame indexed by (metric, method, n_removed): seeds, mean, std, p_t (one-sample t-test of no change, two-sided, as
+        published) and p_wilcoxon (signed ranks, two-sided); p is NaN for fewer than two seeds.
+
+    Source: Terashita et al., ICLR 2021, section 5.2; the tests are scipy's.
     """
     import pandas as pd
-    for folder in (Path("recorded"), RECORDED):
-        if _part(folder / name, part).exists():
-            return pd.read_csv(_part(folder / name, part)), json.loads((folder / f"{name}.json").read_text())
-    raise FileNotFoundError(f"the recorded run {name!r} lies in the repository's notebooks/recorded, which is not here: start from a clone of it")
-
-
-def save_results(out: str | os.PathLike, results: dict, rows: list[dict]) -> None:
-    """Write a notebook's numbers to `<out>/results.json` (with versions) and its table to `<out>/table.csv`, each whole or not at all.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as out:
-    ...     save_results(out, {"tau": 0.9}, [{"k": 1, "tau": 0.9}])
-    ...     print((Path(out) / "table.csv").read_text().split())
-    ['k,tau', '1,0.9']
-    """
-    write_atomically(Path(out) / "table.csv", _csv(rows))
-    write_atomically(Path(out) / "results.json", json.dumps({"results": results, "versions": versions()}, indent=1) + "\n")
-
-
-def check_device(device: str, asked: str | None = None) -> None:
-    """Refuse a GPU that is not there; `asked` says how it was asked for.
-
-    Raises:
-        RuntimeError: for "cuda" where torch sees no GPU.
-    """
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(f"a GPU was asked for ({asked or f'device {device!r}'}) but torch sees none: use the device 'cpu', or install the torch "
-                           f"build for your driver (this is torch {torch.__version__})")
-
-
-def device_name(device: str) -> str:
-    """The device in words, for a table's header."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def _finished(out: str | os.PathLike) -> list[tuple[Path, dict]]:
-    return [(path, json.loads(path.read_text())) for path in sorted(Path(out).glob("seed-*.json"))]
-
-
-def _part(target: Path, part: str) -> Path:
-    return target.with_name(f"{target.name}.csv" if part == "summary" else f"{target.name}_{part}.csv")
-
-
-def _plain(config) -> dict:
-    return json.loads(json.dumps(asdict(config)))
-
-
-def _csv(rows: list[dict]) -> str:
-    lines = io.StringIO()
-    writer = csv.DictWriter(lines, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows)
-    return lines.getvalue()
+    from scipy import stats
+    summary = {}
+    for key, part in rows.groupby(["metric", "method", "n_removed"], sort=False):
+        change, several = part.test_after - part.test_before, len(part) > 1
+        summary[key] = {"seeds": len(change), "mean": change.mean(), "std": change.std(), "p_t": stats.ttest_1samp(change, 0).pvalue if several else np.nan,
+                        "p_wilcoxon": stats.wilcoxon(change).pvalue if several else np.nan}
+    return pd.DataFrame.from_dict(summary, orient="index").rename_axis(["metric", "method", "n_removed"]).astype({"seeds": int})

@@ -1,5 +1,7 @@
 """The game: two networks, their losses, and the latent sampler."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from .losses import LOSSES, Loss
 from .state import State
 
 _COUPLING = (nn.modules.batchnorm._BatchNorm,)
+RANGES = {nn.Tanh: (-1, 1), nn.Sigmoid: (0, 1)}  #: what a generator that ends in such a layer can make
 _RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
 
@@ -103,7 +106,8 @@ class GAN:
         """Refuse networks whose output is not one pure function per instance, by trying two real instances.
 
         Raises:
-            ValueError: when shapes do not fit, when two calls differ, or when an instance's logit depends on its neighbours.
+            ValueError: when shapes do not fit, when data lies outside a last tanh's or sigmoid's range, when two calls differ, or
+                when an instance's logit depends on its neighbours.
         """
         state, z = self.state(), self.sample_latents(2, seed=0)
         with torch.no_grad():
@@ -111,6 +115,11 @@ class GAN:
             if fake.shape[1:] != x.shape[1:]:
                 raise ValueError(f"the generator makes instances of shape {tuple(fake.shape[1:])}, "
                                  f"but the data has {tuple(x.shape[1:])}: make the two agree")
+            last = type([*self.generator.modules()][-1])
+            low, high = RANGES.get(last, (-math.inf, math.inf))
+            if not low <= x.min() <= x.max() <= high:
+                raise ValueError(f"the generator ends in {last.__name__} and makes numbers within [{low}, {high}], but the "
+                                 f"data lies in [{x.min():g}, {x.max():g}]: rescale the data to what can be generated")
             for player, network, inputs in (("generator", self.apply_generator, (state.generator, z)),
                                             ("discriminator", self.apply_discriminator, (state.discriminator, pair))):
                 together = network(*inputs)

@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 
 from .dynamics import Dynamics, Pull, deterministic
 from .gan import GAN
+from .memory import in_chunks_that_fit
 from .progress import progress
 from .state import State
 from .trajectory import Trajectory
@@ -121,13 +122,17 @@ def _gradient(run: Trajectory, metric: Metric) -> State:
     """The metric's gradient by the final state."""
     name = getattr(metric, "name", repr(metric))
     state = run.final.map(lambda p: p.detach().requires_grad_())
-    with torch.enable_grad(), deterministic(run.x.device):
-        value = metric(run.gan, state)
-    if value.ndim or not value.isfinite():
-        raise FloatingPointError(f"influence assumes a finite scalar metric, but {name} is {value.detach().tolist()} at the end of the run (step {run.steps})")
     parameters = state.tensors()
-    with deterministic(run.x.device):
-        gradient = torch.autograd.grad(value, parameters, allow_unused=True) if value.requires_grad else [None] * len(parameters)
+
+    def differentiate() -> Sequence[Tensor | None]:
+        with torch.enable_grad(), deterministic(run.x.device):
+            value = metric(run.gan, state)
+            if value.ndim or not value.isfinite():
+                raise FloatingPointError(f"influence assumes a finite scalar metric, but {name} is {value.detach().tolist()} at the end of the run "
+                                         f"(step {run.steps})")
+            return torch.autograd.grad(value, parameters, allow_unused=True) if value.requires_grad else [None] * len(parameters)
+
+    gradient = in_chunks_that_fit(metric, differentiate)
     if all(g is None for g in gradient[: len(state.generator)]):
         raise ValueError(f"influence assumes that the metric depends on the generator, but {name} does not reach it: build its value "
                          "from gan.generate(state, latents), without detaching and without numpy")

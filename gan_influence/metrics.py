@@ -62,6 +62,7 @@ class DiscriminatorLoss:
     Args:
         x: held-out instances, (m, ...).
         latents: fixed latents, (n, latent_dim).
+        chunk: instances in memory at once; the gradient recomputes one chunk after another.
 
     Calling it gives mean l_real(D(x)) + mean l_fake(D(G(z))); counted as lower is better, as published.
 
@@ -71,13 +72,18 @@ class DiscriminatorLoss:
     name = "discriminator loss"
     higher_is_better = False
 
-    def __init__(self, x: Tensor, latents: Tensor):
-        self.x, self.latents = x, latents
+    def __init__(self, x: Tensor, latents: Tensor, chunk: int = 1_000):
+        self.x, self.latents, self.chunk = x, latents, chunk
 
     def __call__(self, gan: GAN, state: State) -> Tensor:
-        real = gan.discriminate(state, self.x)
-        fake = gan.discriminate(state, gan.generate(state, self.latents))
-        return gan.loss.real(real).mean() + gan.loss.fake(fake).mean()
+        def real(x: Tensor) -> Tensor:
+            return gan.loss.real(gan.discriminate(state, x)).sum() / len(self.x)
+
+        def fake(z: Tensor) -> Tensor:
+            return gan.loss.fake(gan.discriminate(state, gan.generate(state, z))).sum() / len(self.latents)
+
+        return sum(checkpoint(part, chunk, use_reentrant=False, preserve_rng_state=False)
+                   for part, inputs in ((real, self.x), (fake, self.latents)) for chunk in inputs.split(self.chunk))
 
 
 def _log_kernel_sum(x: Tensor, centres: Tensor) -> Tensor:

@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .memory import in_chunks_that_fit
 from .progress import progress
 from .state import State, stack, unstack
 from .trajectory import Trajectory, last
 
 MODELS_AT_ONCE = {"cpu": 32, "cuda": 256}
+CACHED = 32 * 2**20  # bytes of their steps' graphs up to which models on a CPU gain from company; convolutions are alone beyond it
 
 
 def retrain(run: Trajectory, remove: Collection, last_epochs: int | None = None, models_at_once: int | None = None,
@@ -101,10 +103,13 @@ Measured = Iterator[tuple[list[int], dict[str, Tensor]]]  # positions in `sets`,
 
 @torch.no_grad()
 def _here(run: Trajectory, metrics: Mapping, sets: list[Tensor], last_epochs: int | None, models_at_once: int | None, compile: bool) -> Measured:
-    before = {name: m(run.gan, run.final) for name, m in metrics.items()}
+    def value(metric, state: State) -> Tensor:
+        return in_chunks_that_fit(metric, lambda: metric(run.gan, state))
+
+    before = {name: value(m, run.final) for name, m in metrics.items()}
     for which, stacked in counterfactuals(run, sets, run.window(last_epochs), models_at_once, compile):
         states = unstack(stacked)
-        yield which, {name: torch.stack([m(run.gan, state) - before[name] for state in states[:len(which)]]).to("cpu", torch.float64)
+        yield which, {name: torch.stack([value(m, state) - before[name] for state in states[:len(which)]]).to("cpu", torch.float64)
                       for name, m in metrics.items()}
 
 
@@ -167,7 +172,11 @@ def _order(run: Trajectory, sets: list[Tensor], start: int, models_at_once: int 
     np.minimum.at(first, drawn, np.arange(start, run.steps)[:, None])
     joins = [int(first[one.numpy()].min()) if len(one) else run.steps for one in sets]
     waiting = sorted(((i, join) for i, join in enumerate(joins) if join < run.steps), key=lambda one: one[1])
-    size = min(models_at_once or MODELS_AT_ONCE.get(run.x.device.type, 32), max(1, len(waiting)))
+    if models_at_once is None:
+        models_at_once = MODELS_AT_ONCE.get(run.x.device.type, 32)
+        if run.x.device.type == "cpu" and waiting:
+            models_at_once = max(1, min(models_at_once, CACHED // run.graph_bytes))
+    size = min(models_at_once, max(1, len(waiting)))
     return waiting, -(-len(waiting) // -(-len(waiting) // size)) if waiting else size  # groups of one size
 
 

@@ -39,6 +39,15 @@ def test_home_made_coupling_is_found_by_trying(layer, message):
         gi.train(gan_with(layer), tiny_data(), 1, 6)
 
 
+@pytest.mark.parametrize("last, low, high", [(nn.Tanh, -1, 1), (nn.Sigmoid, 0, 1)])
+def test_data_that_cannot_be_generated(last, low, high):
+    gan = gi.GAN(nn.Sequential(nn.Linear(3, 2), last()), nn.Linear(2, 1), latent_dim=3)
+    inside = low + (high - low) * torch.rand(20, 2)
+    gi.train(gan, inside, epochs=1, batch_size=10)
+    with pytest.raises(ValueError, match=rf"ends in {last.__name__} and makes numbers within \[{low}, {high}\], but the data lies in .*255.*: rescale"):
+        gi.train(gan, torch.cat([inside, torch.tensor([[low, 255.0]])]), epochs=1, batch_size=10)
+
+
 def test_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match=r"one logit per instance.*for 2 instances it returned shape \(2, 3\)"):
         gi.train(gan_with(output=3), tiny_data(), 1, 6)

@@ -6,12 +6,14 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +22,7 @@ import psutil
 import pytest
 from test_front_door import ABSOLUTE, TINY, refusal, words, write_notebook
 
-from gan_influence import __main__, batch, experiments, links
+from gan_influence import batch, commands_record, experiments, recording
 from gan_influence.__main__ import main
 
 PARAMETERS = 'seed: int = 0  # of everything\nrate: float = 0.5\npreset: str = "quick"  # "quick": fast; "paper": slow\nout: str = "runs/x"'
@@ -386,28 +388,38 @@ def write_gpu_notebook(notebook: Path) -> Path:
 
 
 def test_paper_makes_what_is_outstanding_within_its_budget(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(experiments, "RECORDED", tmp_path / "recorded")
-    monkeypatch.setattr(links, "ROOT", tmp_path)
-    monkeypatch.setitem(experiments.ACCURACY, "paper", TINY)
-    monkeypatch.setattr(__main__, "PAPER", {"accuracy_2d": (("accuracy", "--preset", "paper", "--no-compile"), range(3))})
+    monkeypatch.setattr(commands_record.links, "ROOT", tmp_path)
+    for module in (recording, experiments):
+        monkeypatch.setattr(module, "RECORDED", tmp_path / "recorded")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {"accuracy_2d": (TINY, range(3))})
 
-    def run_in_time(*seeds: str):
+    def run_in_time(*seeds: int):
         def run(command, timeout, check):
-            assert command[1:3] == ["-m", "gan_influence"] and 0 < timeout <= 90 and check
-            for seed in seeds:
-                main([*command[3:-4], "--seeds", seed, *command[-2:]])
-            if len(seeds) < 3:
-                raise subprocess.TimeoutExpired(command, timeout)
+            assert command[1:6] == ["-m", "gan_influence", "record", "accuracy_2d", "--missing"] and 0 < timeout <= 90 and check
+            experiments.record(TINY, seeds, command[command.index("--out") + 1], compile=False)  # as far as the time allows
+            raise subprocess.TimeoutExpired(command, timeout)
         return run
 
-    for seeds, recorded in ((("0", "1"), [0, 1]), (("2",), [0, 1, 2])):
-        monkeypatch.setattr(__main__.subprocess, "run", run_in_time(*seeds))
-        assert main(["paper", "--budget", "90s"]) == 0
-        assert json.loads((tmp_path / "recorded" / "accuracy_2d.json").read_text())["seeds"] == recorded
-    monkeypatch.setattr(__main__.subprocess, "run", None)
-    assert main(["paper", "--budget", "1.5m"]) == 0 and "all 3 seeds are recorded" in capsys.readouterr().out
-
-    (tmp_path / "recorded" / "accuracy_2d.json").write_text(json.dumps({"seeds": [0, 7]}))
-    monkeypatch.setattr(__main__.subprocess, "run", run_in_time("0"))
-    assert main(["paper", "--budget", "90s"]) == 0 and "the recording of 2 stays" in capsys.readouterr().out
+    header = tmp_path / "recorded" / "accuracy_2d.json"
+    monkeypatch.setattr(commands_record.subprocess, "run", run_in_time(0, 1))
+    assert main(["paper", "--budget", "90s"]) == 0 and json.loads(header.read_text())["seeds"] == [0, 1]
+    shutil.rmtree(tmp_path / "runs")  # a clone has the recording, but not what it was made from
+    assert main(["paper", "--budget", "1s", "--list"]) == 0 and "2 pieces of 1 seeds are outstanding" in capsys.readouterr().out
+    monkeypatch.setattr(commands_record.subprocess, "run", run_in_time(2))
+    assert main(["paper", "--budget", "90s"]) == 0 and json.loads(header.read_text())["seeds"] == [0, 1, 2]
+    monkeypatch.setattr(commands_record.subprocess, "run", None)
+    assert main(["paper", "--budget", "1.5m"]) == 0 and "all 3 seeds are there" in capsys.readouterr().out
     assert "as in 25m" in refusal(capsys, "paper", "--budget", "soon")
+
+
+def test_missing_pieces_are_made_in_order_of_value(tmp_path, monkeypatch):
+    for module in (recording, experiments):
+        monkeypatch.setattr(module, "RECORDED", tmp_path / "recorded")
+    monkeypatch.chdir(tmp_path)
+    some = replace(TINY, windows=(1, 2), epochs=2)
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {"accuracy_2d": (some, range(2)), "removal_2d": (experiments.Removal(n=60), range(2))})
+    assert commands_record.outstanding("accuracy_2d", tmp_path) == [(seed, [piece]) for piece in ("k=1", "k=2", "fractions") for seed in (0, 1)]
+    assert commands_record.outstanding("removal_2d", tmp_path) == [(seed, experiments.Removal().pieces) for seed in (0, 1)]
+    assert main(["record", "accuracy_2d", "--missing", "--no-compile"]) == 0
+    assert commands_record.outstanding("accuracy_2d", tmp_path / "runs" / "accuracy_2d") == []

@@ -2,30 +2,50 @@
 
 import csv
 import json
+from dataclasses import asdict, replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import gan_influence as gi
 from conftest import tiny_metric, tiny_run
 from gan_influence import experiments
-from gan_influence.experiments import ACCURACY, Accuracy
+from gan_influence.experiments import ACCURACY, PUBLISHED_ACCURACY, PUBLISHED_REMOVAL, REMOVAL, Accuracy, Removal
 
 SMALL = Accuracy(n=60, epochs=3, batch_size=20, held_out=20, latents=20, instances=12, windows=(1, 3))
+SMALL_REMOVAL = Removal(n=60, epochs=3, batch_size=20, held_out=20, latents=20, fractions=(0.1, 0.3))
+ALL = "average log-likelihood"
 
 
-def test_the_presets_are_the_published_protocol():
-    assert ACCURACY["paper"] == Accuracy(n=10_000, epochs=50, batch_size=100, learning_rate=1e-3, order="simultaneous", activation="relu",
-                                         instances=200, windows=(1, 5, 10, 20, 50), held_out=1_000, latents=1_000)
-    run, metric = experiments.accuracy_run(SMALL, seed=1)
+def test_the_presets_are_the_published_protocols():
+    assert ACCURACY["paper"] == Accuracy(data="normal_2d", n=10_000, epochs=50, batch_size=100, learning_rate=1e-3, order="simultaneous",
+                                         activation="relu", instances=200, windows=(1, 5, 10, 20, 50), held_out=1_000, latents=1_000)
+    assert ACCURACY["mnist paper"] == Accuracy(data="mnist", width=8, held_out=10_000, latents=2_000)
+    removal = REMOVAL["paper"]
+    assert (removal.n, removal.epochs, removal.last_epochs, removal.batch_size, removal.learning_rate) == (50_000, 70, 1, 100, 1e-3)
+    assert tuple(round(50_000 * part) for part in removal.fractions) == PUBLISHED_REMOVAL[ALL]["n_removed"]
+    images = REMOVAL["mnist paper"]
+    assert (images.data, images.n, images.epochs, images.width) == ("mnist", 50_000, 20, 32)
+    assert tuple(round(50_000 * part) for part in images.fractions) == PUBLISHED_REMOVAL["Fréchet distance"]["n_removed"]
+    setup = SMALL.prepare(seed=1)
+    run, metric = setup.run, setup.valid[ALL]
     assert run.order == "simultaneous" and run.schedule.batch_size == 20 and run.learning_rates[0] == [1e-3, 1e-3] and run.x.dtype == torch.float64
     assert metric.x.shape == (20, 2) and metric.latents.shape == (20, 10)
+    assert not torch.equal(metric.latents, setup.test[ALL].latents) and not torch.equal(metric.x, setup.test[ALL].x)
+
+
+@pytest.mark.parametrize("published", [*PUBLISHED_ACCURACY.values(), *PUBLISHED_REMOVAL.values()])
+def test_published_numbers_have_their_places(published):
+    assert len({len(values) for values in published.values()}) == 1
 
 
 def test_one_seed_compares_the_same_instances():
     summary, scores = experiments.accuracy_experiment(SMALL, seed=2)
-    run, metric = experiments.accuracy_run(SMALL, seed=2)
+    setup = SMALL.prepare(seed=2)
+    run, metric = setup.run, setup.valid[ALL]
     assert [row["last_epochs"] for row in summary] == [1, 3] and len(scores) == 24
     for k in (1, 3):
         rows = [row for row in scores if row["last_epochs"] == k]
@@ -41,25 +61,119 @@ def test_a_gpu_that_is_absent_is_named():
         experiments.accuracy_experiment(SMALL, 0, device="cuda")
 
 
-def test_recording_resumes_and_gathers(tmp_path, monkeypatch):
+@pytest.fixture
+def measured(monkeypatch):
+    """Which (seed, piece) were measured."""
+    calls = []
+    for protocol in (Accuracy, Removal):
+        original = protocol.measure
+        monkeypatch.setattr(protocol, "measure", lambda self, setup, seed, piece, compile, original=original:
+                            (calls.append((seed, piece)), original(self, setup, seed, piece, compile))[1])
+    return calls
+
+
+def test_recording_resumes_and_gathers(tmp_path, measured):
     out, target = tmp_path / "runs", tmp_path / "recorded" / "small"
-    experiments.record_accuracy(SMALL, [3, 1], out, compile=False)
-    calls, original = [], experiments.accuracy_experiment
-    monkeypatch.setattr(experiments, "accuracy_experiment", lambda config, seed, *rest: (calls.append(seed), original(config, seed, *rest))[1])
-    experiments.record_accuracy(SMALL, [1, 2, 3], out, compile=False)
-    assert calls == [2]  # only what was missing
-    with pytest.raises(ValueError, match="seed-1.json was run with another protocol.*a folder of its own"):
-        experiments.record_accuracy(Accuracy(**{**vars(SMALL), "n": 80}), [4], out, compile=False)
-    assert calls == [2] and not (out / "seed-4.json").exists()
-    experiments.gather_accuracy(out, target)
+    experiments.record(SMALL, [3, 1], out, compile=False)
+    assert measured == [(seed, piece) for seed in (3, 1) for piece in ("k=1", "k=3", "fractions")]
+    measured.clear()
+    (out / "seed-3_k=3.json").unlink()
+    experiments.record(SMALL, [1, 2, 3], out, compile=False, pieces=["k=1", "k=3"])
+    assert measured == [(2, "k=1"), (2, "k=3"), (3, "k=3")]  # only what was missing
+    measured.clear()
+    with pytest.raises(ValueError, match="seed-1_fractions.json was run with another protocol.*a folder of its own"):
+        experiments.record(replace(SMALL, n=80), [4], out, compile=False)
+    with pytest.raises(ValueError, match="has the pieces k=1, k=3, fractions, but not k=2"):
+        experiments.record(SMALL, [4], out, compile=False, pieces=["k=2"])
+    assert not measured and not list(out.glob("seed-4*"))
+
+    experiments.gather(out, target)
     rows = list(csv.DictReader(target.with_suffix(".csv").open()))
-    assert [(row["seed"], row["last_epochs"]) for row in rows] == [(s, k) for s in "123" for k in "13"]
+    assert sorted((row["seed"], row["last_epochs"]) for row in rows) == [(s, k) for s in "123" for k in "13"]
     header = json.loads(target.with_suffix(".json").read_text())
-    assert header["seeds"] == [1, 2, 3] and header["config"]["n"] == 60 and len(header["wall_seconds"]) == 3 and header["versions"]["torch"]
-    for part, rows in (("scores", 24), ("fractions", 4)):
-        assert len(list(csv.DictReader((tmp_path / "recorded" / f"small_{part}.csv").open()))) == 3 * rows
-    with pytest.raises(FileNotFoundError, match="holds no finished seed.*run the experiment there first"):
-        experiments.gather_accuracy(tmp_path / "nowhere", target)
+    assert header["seeds"] == [1, 2, 3] and header["config"]["n"] == 60 and header["versions"]["torch"] and header["threads"] == [1]
+    assert set(header["pieces"]["2"]) == {"k=1", "k=3"} and all(seconds >= 0 for pieces in header["pieces"].values() for seconds in pieces.values())
+    for part, rows in (("scores", 3 * 24), ("fractions", 2 * 4)):
+        assert len(list(csv.DictReader((tmp_path / "recorded" / f"small_{part}.csv").open()))) == rows
+    with pytest.raises(FileNotFoundError, match="holds no finished piece.*run the experiment there first"):
+        experiments.gather(tmp_path / "nowhere", target)
+
+
+def test_gathering_adds_to_a_recording_and_never_doubles(tmp_path):
+    target = tmp_path / "recorded" / "small"
+    for folder, seeds, pieces in (("a", [0, 1], ["k=1"]), ("b", [1], ["k=3"]), ("a", [0], ["k=1"])):
+        experiments.record(SMALL, seeds, tmp_path / folder, compile=False, pieces=pieces)
+        experiments.gather(tmp_path / folder, target)
+    rows = list(csv.DictReader(target.with_suffix(".csv").open()))
+    assert [(row["seed"], row["last_epochs"]) for row in rows] == [("0", "1"), ("1", "1"), ("1", "3")]
+    assert len(list(csv.DictReader(target.with_name("small_scores.csv").open()))) == 3 * 12
+    header = json.loads(target.with_suffix(".json").read_text())
+    assert {seed: set(pieces) for seed, pieces in header["pieces"].items()} == {"0": {"k=1"}, "1": {"k=1", "k=3"}}
+    experiments.record(replace(SMALL, n=80), [0], tmp_path / "c", compile=False, pieces=["k=1"])
+    with pytest.raises(ValueError, match="records another protocol"):
+        experiments.gather(tmp_path / "c", target)
+
+
+def test_a_resumed_recording_equals_an_undisturbed_one(tmp_path, measured):
+    methods = SMALL_REMOVAL.pieces
+    experiments.record(SMALL_REMOVAL, [5], tmp_path / "one", compile=False)
+    for piece in methods:
+        experiments.record(SMALL_REMOVAL, [5], tmp_path / "two", compile=False, pieces=[piece])  # the kept run is read again each time
+    assert measured == [(5, piece) for piece in methods] * 2
+    for part in ("", "_picked", "_extremes"):
+        for folder in ("one", "two"):
+            experiments.gather(tmp_path / folder, tmp_path / "recorded" / folder)
+        assert (tmp_path / "recorded" / f"one{part}.csv").read_text() == (tmp_path / "recorded" / f"two{part}.csv").read_text()
+
+
+def test_removal_measures_what_it_says(tmp_path):
+    setup = SMALL_REMOVAL.prepare(seed=3, folder=tmp_path)
+    scores = experiments.removal_scores(SMALL_REMOVAL, setup, 3)
+    assert list(scores) == SMALL_REMOVAL.methods == [f"influence on {ALL}", "random", "isolation forest", "discriminator loss"]
+    torch.testing.assert_close(scores[f"influence on {ALL}"], gi.influence(setup.run, setup.valid[ALL], last_epochs=1))  # higher is better: as it is
+    loss = gi.metrics.DiscriminatorLoss(setup.data.valid, setup.valid[ALL].latents)
+    torch.testing.assert_close(scores["discriminator loss"], -gi.influence(setup.run, loss, last_epochs=1))  # lower is better
+    kept = experiments.removal_scores(SMALL_REMOVAL, SMALL_REMOVAL.prepare(seed=3, folder=tmp_path), 3)
+    assert all(torch.equal(kept[method], scores[method]) for method in scores)
+    row = experiments.removal_experiment(SMALL_REMOVAL, setup, {"random": scores["random"]}).rows[1]
+    without = gi.retrain(setup.run, scores["random"].topk(18).indices, last_epochs=1)
+    assert row["n_removed"] == 18 and row["test_after"] == pytest.approx(float(setup.test[ALL](setup.run.gan, without)), abs=1e-12)
+
+
+def test_recorded_extremes_and_generators_are_the_run_s(tmp_path):
+    experiments.record(SMALL_REMOVAL, [2], tmp_path / "runs", compile=False, pieces=["random"])
+    experiments.gather(tmp_path / "runs", tmp_path / "recorded")
+    setup = SMALL_REMOVAL.prepare(seed=2, folder=tmp_path / "runs" / "seed-2")
+    scores, rows = experiments.removal_scores(SMALL_REMOVAL, setup, 2)["random"], list(csv.DictReader((tmp_path / "recorded_extremes.csv").open()))
+    assert int(rows[0]["instance"]) == int(scores.argmax()) and int(rows[36]["instance"]) == int(scores.argmin())
+    kept = load_file(tmp_path / "recorded.safetensors")
+    assert all(torch.equal(kept[f"before|{name}"], tensor) for name, tensor in setup.run.final.generator.items())
+
+
+def test_changes_over_seeds_are_tested_as_published():
+    rows = [{"seed": seed, "metric": "m", "method": method, "n_removed": 5, "test_before": 1.0, "test_after": 1.0 + shift + 0.01 * (seed % 3)}
+            for seed in range(8) for method, shift in (("good", 0.1), ("idle", -0.01))]
+    found = experiments.over_seeds(pd.DataFrame(rows))
+    good, idle = found.loc[("m", "good", 5)], found.loc[("m", "idle", 5)]
+    assert good.seeds == 8 and good["mean"] == pytest.approx(0.1 + 0.01 * (0 + 1 + 2 + 0 + 1 + 2 + 0 + 1) / 8) and good.p_t < 1e-6
+    assert good.p_wilcoxon == pytest.approx(2 / 2**8, rel=0.5) and idle.p_t > 0.1
+    alone = experiments.over_seeds(pd.DataFrame(rows[:1])).iloc[0]
+    assert alone.seeds == 1 and np.isnan(alone.p_t) and np.isnan(alone.p_wilcoxon)
+
+
+def test_experiments_on_images():
+    """One epoch of each protocol on the digits that come with scikit-learn."""
+    small = {"data": "digits", "n": 40, "epochs": 1, "batch_size": 20, "width": 2, "held_out": 130, "latents": 130}
+    summary, scores = experiments.accuracy_experiment(Accuracy(**small, instances=3, windows=(1,)), seed=0)
+    assert [row["metric"] for row in summary] == ["Fréchet distance", "log Inception score"] and len(scores) == 6
+    protocol = Removal(**small, fractions=(0.2,))
+    setup = protocol.prepare(seed=0)
+    scores = experiments.removal_scores(protocol, setup, 0)
+    assert list(scores) == ["influence on Fréchet distance", "influence on Inception score", "random", "isolation forest", "discriminator loss"]
+    fid = setup.valid["Fréchet distance"]
+    torch.testing.assert_close(scores["influence on Fréchet distance"], -gi.influence(setup.run, fid, last_epochs=1), rtol=1e-3, atol=1e-9)
+    rows = experiments.removal_experiment(protocol, setup, scores).rows
+    assert {(row["metric"], row["n_removed"]) for row in rows} == {("Fréchet distance", 8), ("Inception score", 8)}
 
 
 def test_removing_a_fraction_tends_to_the_influence():
@@ -73,22 +187,33 @@ def test_removing_a_fraction_tends_to_the_influence():
 
 
 def test_kinks_are_what_a_smooth_network_does_not_have():
-    smooth = Accuracy(**{**vars(SMALL), "activation": "silu"})
+    smooth = replace(SMALL, activation="silu")
     assert min(row["kendall_tau"] for row in experiments.kink_experiment(smooth, seed=0)) > 0.95
 
 
-def test_recorded_tables_are_whole():
-    table, header = experiments.recorded("accuracy_2d")
-    windows = list(ACCURACY["paper"].windows)
-    assert header["config"] == json.loads(json.dumps(vars(ACCURACY["paper"])))
-    assert sorted(zip(table.seed, table.last_epochs)) == [(s, k) for s in header["seeds"] for k in windows]
-    assert header["versions"]["torch"] and all(second > 0 for second in header["wall_seconds"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in experiments.RECORDED.glob("*.json")))
+def test_recorded_tables_are_whole(name):
+    table, header = experiments.recorded(name)
+    protocol, _ = experiments.EXPERIMENTS[name]
+    assert header["config"] == json.loads(json.dumps(asdict(protocol)))
+    assert header["seeds"] == sorted(map(int, header["pieces"])) and header["versions"]["torch"] and header["device"] and header["threads"]
+    assert all(piece in protocol.pieces for pieces in header["pieces"].values() for piece in pieces)
+    there = {(seed, piece) for seed, pieces in header["pieces"].items() for piece in pieces if piece != "fractions"}
+    told = table.last_epochs.map("k={}".format) if "last_epochs" in table else table.method
+    assert set(zip(table.seed.astype(str), told)) == there
+    per_piece = table.groupby(["seed", told]).size()
+    assert per_piece.nunique() == 1, "every piece has as many rows as any other"
+
+
+def test_a_recording_that_is_absent_is_named():
     with pytest.raises(FileNotFoundError, match="start from a clone"):
         experiments.recorded("nothing")
 
 
-def test_the_recorded_summary_follows_from_the_recorded_scores():
-    (table, _), (scores, _) = experiments.recorded("accuracy_2d"), experiments.recorded("accuracy_2d", "scores")
-    stored = table.set_index(["seed", "last_epochs"]).kendall_tau
-    for key, part in scores.groupby(["seed", "last_epochs"]):
-        assert gi.agreement(part.influence, part.leave_one_out).kendall_tau == pytest.approx(stored[key], abs=2e-3)  # six digits were kept
+@pytest.mark.parametrize("name", [name for name in ("accuracy_2d", "accuracy_mnist", "accuracy_2d_every") if (experiments.RECORDED / f"{name}.json").exists()])
+def test_the_recorded_summary_follows_from_the_recorded_scores(name):
+    (table, _), (scores, _) = experiments.recorded(name), experiments.recorded(name, "scores")
+    key = ["seed", "metric", "last_epochs"]
+    stored = table.set_index(key).kendall_tau
+    for which, part in scores.groupby(key):
+        assert gi.agreement(part.influence, part.leave_one_out).kendall_tau == pytest.approx(stored[which], abs=2e-3)  # six digits were kept

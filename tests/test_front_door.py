@@ -141,7 +141,7 @@ def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert all(re.search(rf"(?m)^ +{command}\b", text) for command in ("demo", "accuracy", "notebooks", "links"))
+    assert all(re.search(rf"(?m)^ +{command}\b", text) for command in ("demo", "list", "run", "status", "gather", "record", "paper", "notebooks", "links"))
 
 
 def test_version(capsys):
@@ -160,39 +160,42 @@ TINY = experiments.Accuracy(n=60, epochs=1, batch_size=20, held_out=10, latents=
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[
     pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")])])
-def test_accuracy_records_what_it_measured(device, tmp_path, monkeypatch):
-    monkeypatch.setitem(experiments.ACCURACY, "quick", TINY)
+def test_record_leaves_what_it_measured(device, tmp_path, monkeypatch):
+    monkeypatch.setitem(experiments.EXPERIMENTS, "accuracy_2d", (TINY, range(2)))
     target = tmp_path / "recorded" / "accuracy"
-    command = ["accuracy", "--preset", "quick", "--seeds", "1:3", "--out", str(tmp_path), "--device", device, "--no-compile", "--record", str(target)]
+    command = ["record", "accuracy_2d", "--seeds", "1:3", "--out", str(tmp_path), "--device", device, "--no-compile", "--gather", str(target)]
     assert main(command) == 0
     header = json.loads(target.with_suffix(".json").read_text())
-    assert header["seeds"] == [1, 2] and header["config"]["n"] == TINY.n and header["device"] == experiments.device_name(device)
+    assert header["seeds"] == [1, 2] and header["config"]["n"] == TINY.n and header["device"] == [experiments.device_name(device)]
     assert len(target.with_name("accuracy_scores.csv").read_text().splitlines()) == 1 + 2 * TINY.instances
-    first = (tmp_path / "seed-1.json").stat().st_mtime_ns
+    assert target.with_name("readme.png").read_bytes().startswith(b"\x89PNG")
+    first = (tmp_path / "seed-1_k=1.json").stat().st_mtime_ns
     assert main(command) == 0
-    assert (tmp_path / "seed-1.json").stat().st_mtime_ns == first, "a finished seed must not run again"
+    assert (tmp_path / "seed-1_k=1.json").stat().st_mtime_ns == first, "a finished piece must not run again"
 
 
-def test_a_folder_of_another_preset_is_left_alone(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(experiments.ACCURACY, "quick", TINY)
-    monkeypatch.setitem(experiments.ACCURACY, "paper", replace(TINY, instances=5))
-    main(["accuracy", "--preset", "quick", "--seeds", "0", "--out", str(tmp_path), "--no-compile"])
-    before = (tmp_path / "seed-0.json").read_text()
-    assert "a folder of its own" in refusal(capsys, "accuracy", "--preset", "paper", "--seeds", "0", "--out", str(tmp_path), "--no-compile")
-    assert (tmp_path / "seed-0.json").read_text() == before
+def test_a_folder_of_another_protocol_is_left_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(experiments.EXPERIMENTS, "accuracy_2d", (TINY, range(2)))
+    monkeypatch.setitem(experiments.EXPERIMENTS, "accuracy_mnist", (replace(TINY, instances=5), range(2)))
+    main(["record", "accuracy_2d", "--seeds", "0", "--pieces", "k=1", "--out", str(tmp_path), "--no-compile"])
+    before = (tmp_path / "seed-0_k=1.json").read_text()
+    assert "a folder of its own" in refusal(capsys, "record", "accuracy_mnist", "--seeds", "0", "--out", str(tmp_path), "--no-compile")
+    assert (tmp_path / "seed-0_k=1.json").read_text() == before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU here")
 def test_a_gpu_asked_for_and_absent(capsys, tmp_path):
-    sentence = refusal(capsys, "accuracy", "--preset", "quick", "--seeds", "0", "--out", str(tmp_path / "new"), "--device", "cuda")
+    sentence = refusal(capsys, "record", "accuracy_2d", "--seeds", "0", "--out", str(tmp_path / "new"), "--device", "cuda")
     assert "a GPU was asked for (--device cuda) but torch sees none: " in sentence
     assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["accuracy", "--preset", "huge", "--seeds", "0", "--out", "x"], "choose from"),
-    (["accuracy", "--preset", "quick", "--seeds", "ten", "--out", "x"], "0:10"),
-    (["accuracy", "--preset", "quick", "--seeds", "3:3", "--out", "x"], "names no seed"),
+    (["record", "accuracy_3d", "--seeds", "0"], "choose from"),
+    (["record", "accuracy_2d", "--seeds", "ten"], "0:10"),
+    (["record", "accuracy_2d", "--seeds", "3:3"], "names no seed"),
+    (["record", "accuracy_2d"], "--missing"),
+    (["record", "accuracy_2d", "--seeds", "0", "--pieces", "k=3", "--out", "nowhere"], "but not k=3"),
     (["links", "--check", "--repository", "a/b"], "changes nothing"),
     (["demo", "-p", "out", "x"], "--out"),
     (["notebooks", "missing.ipynb"], "no such notebook: missing.ipynb"),

@@ -1,5 +1,7 @@
 """Influence on Fréchet distance and Inception score through convolutions, against differentiation of the whole unrolled run."""
 
+from functools import partial
+
 import pytest
 import torch
 from images import tiny_image_gan, tiny_images
@@ -77,3 +79,48 @@ def test_equals_the_slope_of_removing_a_little():
         scores = gi.influence(run, metric)
         slopes = fractional_leave_one_out(run, metric, range(run.n), fraction=1e-5)
         assert float((scores - slopes).abs().max() / scores.abs().max()) < 1e-3, metric.name
+
+
+def test_convolutions_compile():
+    """Their gradients come in another memory layout than their parameters, which a compiled function does not forgive."""
+    gan, x = tiny_image_gan(), tiny_images()
+    run = gi.train(gan, x, epochs=2, batch_size=5, optimizer=gi.SGD(0.1), order="simultaneous", seed=0)
+    metric = gi.metrics.AverageLogLikelihood(x, gan.sample_latents(10, seed=1))
+    eager, fast = gi.influence(run, metric), gi.influence(run, metric, compile=True)
+    torch.testing.assert_close(fast, eager, rtol=1e-9, atol=1e-15)
+
+
+class Crowded(gi.metrics.DiscriminatorLoss):
+    """Memory for three instances at once: in the gradient's case, found out only on the way back."""
+
+    def __init__(self, x, latents, chunk, backwards):
+        super().__init__(x, latents, chunk)
+        self.backwards, self.asked = backwards, []
+
+    def __call__(self, gan, state):
+        self.asked.append(self.chunk)
+        value = super().__call__(gan, state)
+        if self.chunk > 3 and self.backwards:
+            value.register_hook(self.run_out)
+        elif self.chunk > 3:
+            self.run_out()
+        return value
+
+    def run_out(self, *_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_metrics_take_smaller_chunks_when_memory_runs_out():
+    gan, x = tiny_image_gan(), tiny_images()
+    run = gi.train(gan, x, epochs=1, batch_size=5, optimizer=gi.SGD(0.1), seed=0)
+    latents = gan.sample_latents(10, seed=1)
+    plain, crowded = gi.metrics.DiscriminatorLoss(x, latents), partial(Crowded, x, latents, 12)
+    torch.testing.assert_close(gi.influence(run, metric := crowded(True)), gi.influence(run, plain), rtol=1e-9, atol=1e-15)
+    assert metric.asked == [12, 6, 3]
+    torch.testing.assert_close(gi.leave_one_out(run, metric := crowded(False), [0, 7]), gi.leave_one_out(run, plain, [0, 7]), rtol=1e-6, atol=1e-15)
+    assert metric.asked[:3] == [12, 6, 3] and set(metric.asked[3:]) == {3}
+    scores = {"random": gi.random_scores(run.n)}
+    first, second = (gi.cleanse(run, scores, [0.2], m, m).rows[0]["test_after"] for m in (crowded(False), plain))
+    assert first == pytest.approx(second, rel=1e-12)
+    with pytest.raises(torch.OutOfMemoryError):  # one instance alone does not fit
+        gi.influence(run, lambda gan, state: crowded(False).run_out())

@@ -1,0 +1,202 @@
+"""Results on disk: a notebook's numbers, and full-scale experiments computed piece by piece, so that an interruption costs one piece."""
+
+import csv
+import io
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from .storage import versions, write_atomically
+
+RECORDED = Path(__file__).parents[1] / "notebooks" / "recorded"
+KEYS = "seed", "metric", "method", "end", "rank", "n_removed", "last_epochs", "fraction", "instance"  #: what a row tells of
+WORDS = "metric", "method", "end"  #: those of them that are no numbers
+
+
+def record(protocol, seeds: Iterable[int], out: str | os.PathLike, device: str = "cpu", compile: bool = True,
+           pieces: Iterable[str] | None = None) -> None:
+    """Run an experiment for several seeds into the folder `out`, one file a piece; pieces that are already there are not run again.
+
+    Args:
+        protocol: a dataclass with `pieces`, their names in order of value; `prepare(seed, device, folder)`, the trained
+            run, kept in a folder; and `measure(setup, seed, piece, compile)`, which returns {part: rows} and named tensors.
+        seeds: of everything random.
+        out: the folder; one per protocol.
+        device: "cpu" or "cuda".
+        compile: compile the training step first, where the protocol can.
+        pieces: only these of the protocol's pieces.
+
+    Raises:
+        ValueError: before anything runs, when `out` holds another protocol's results, or for a piece that does not exist.
+    """
+    out, pieces = Path(out), list(protocol.pieces if pieces is None else pieces)
+    if unknown := [piece for piece in pieces if piece not in protocol.pieces]:
+        raise ValueError(f"this experiment has the pieces {', '.join(protocol.pieces)}, but not {', '.join(unknown)}")
+    for path, run in _finished(out):
+        if run["config"] != plain(protocol):
+            raise ValueError(f"{path} was run with another protocol than the one asked for: give each protocol a folder of its own")
+    for seed in seeds:
+        waiting = [piece for piece in pieces if not _file(out, seed, piece).exists()]
+        began, setup = time.perf_counter(), protocol.prepare(seed, device, out / f"seed-{seed}") if waiting else None
+        for piece in waiting:
+            parts, tensors = protocol.measure(setup, seed, piece, compile)
+            path = _file(out, seed, piece)
+            if tensors:
+                save_file({name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}, path.with_suffix(".partial"))
+                os.replace(path.with_suffix(".partial"), path.with_suffix(".safetensors"))
+            header = {"config": plain(protocol), "seed": seed, "piece": piece, "device": device_name(device), "threads": torch.get_num_threads(),
+                      "versions": versions(), "wall_seconds": round(time.perf_counter() - began, 1)}
+            write_atomically(path, json.dumps({**header, "parts": parts}))
+            print(f"seed {seed}, {piece}: {header['wall_seconds']:.0f} s", flush=True)
+            began = time.perf_counter()
+
+
+def finished(out: str | os.PathLike) -> set[tuple[int, str]]:
+    """What `record` has finished in a folder: (seed, piece)."""
+    return {(run["seed"], run["piece"]) for _, run in _finished(Path(out))}
+
+
+def gather(out: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Merge what `record` left in `out` into one table a part, `<target>.csv` and `<target>_<part>.csv`, and their header `<target>.json`.
+
+    What is recorded there already stays, unless `out` has the same piece of the same seed. Tensors of the first seed go to
+    `<target>.safetensors`.
+
+    Raises:
+        FileNotFoundError: where nothing is finished.
+        ValueError: where another protocol is recorded.
+    """
+    runs, target = [run for _, run in _finished(Path(out))], Path(target)
+    if not runs:
+        raise FileNotFoundError(f"{out} holds no finished piece (seed-*.json): run the experiment there first")
+    header = {"config": runs[0]["config"], "versions": runs[0]["versions"], "device": [], "threads": [], "pieces": {}}
+    path = target.with_suffix(".json")
+    if path.exists():
+        header = json.loads(path.read_text()) | {"versions": runs[0]["versions"]}
+        if header["config"] != runs[0]["config"]:
+            raise ValueError(f"{path} records another protocol than {out}: remove that recording, or choose another target")
+    for run in runs:
+        seed, piece = str(run["seed"]), run["piece"]
+        header["pieces"].setdefault(seed, {})[piece] = run["wall_seconds"]
+        for key in ("device", "threads"):
+            header[key] = list(dict.fromkeys([*header[key], run[key]]))
+    header["seeds"] = sorted(map(int, header["pieces"]))
+    for part in dict.fromkeys(part for run in runs for part in run["parts"]):
+        _merge(_part(target, part), table([row for run in runs for row in run["parts"].get(part, [])]))
+    if header["seeds"][0] in {run["seed"] for run in runs}:
+        _gather_tensors(Path(out), [run for run in runs if run["seed"] == header["seeds"][0]], target.with_suffix(".safetensors"))
+    write_atomically(path, json.dumps(header, indent=1) + "\n")
+
+
+def _merge(path: Path, text: str) -> None:
+    """Write a table, with those rows of the one that is there which tell of something else."""
+    import pandas as pd
+    tables = [pd.read_csv(source, dtype=str) for source in ([path] if path.exists() else []) + [io.StringIO(text)]]
+    key = [column for column in KEYS if column in tables[-1]]
+    both = pd.concat(tables).drop_duplicates(key, keep="last")
+    both = both.sort_values(key, key=lambda column: column if column.name in WORDS else pd.to_numeric(column))
+    write_atomically(path, both.to_csv(index=False, lineterminator="\n"))
+
+
+def _gather_tensors(out: Path, runs: list[dict], path: Path) -> None:
+    tensors = load_file(path) if path.exists() else {}
+    for run in runs:
+        kept = _file(out, run["seed"], run["piece"]).with_suffix(".safetensors")
+        tensors |= load_file(kept) if kept.exists() else {}
+    if tensors:
+        save_file(tensors, path.with_suffix(".partial"))
+        os.replace(path.with_suffix(".partial"), path)
+
+
+def recorded(name: str, part: str = "summary"):
+    """A recorded full-scale run of this repository: one of its tables as a pandas DataFrame, and its header.
+
+    Args:
+        name: such as "accuracy_2d".
+        part: which of the run's tables: "summary", or such as "scores" and "fractions".
+
+    Raises:
+        FileNotFoundError: where the repository's notebooks/recorded is not at hand.
+    """
+    import pandas as pd
+    target = _recorded(name, _part(Path(name), part).name)
+    return pd.read_csv(_part(target, part)), json.loads(target.with_suffix(".json").read_text())
+
+
+def recorded_tensors(name: str) -> dict[str, torch.Tensor]:
+    """The tensors of a recorded run, such as its generators before and after cleansing.
+
+    Raises:
+        FileNotFoundError: where the repository's notebooks/recorded is not at hand.
+    """
+    return load_file(_recorded(name, f"{name}.safetensors").with_suffix(".safetensors"))
+
+
+def save_results(out: str | os.PathLike, results: dict, rows: list[dict]) -> None:
+    """Write a notebook's numbers to `<out>/results.json` (with versions) and its table to `<out>/table.csv`, each whole or not at all.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     save_results(out, {"tau": 0.9}, [{"k": 1, "tau": 0.9}])
+    ...     print((Path(out) / "table.csv").read_text().split())
+    ['k,tau', '1,0.9']
+    """
+    write_atomically(Path(out) / "table.csv", table(rows))
+    write_atomically(Path(out) / "results.json", json.dumps({"results": results, "versions": versions()}, indent=1) + "\n")
+
+
+def check_device(device: str, asked: str | None = None) -> None:
+    """Refuse a GPU that is not there; `asked` says how it was asked for.
+
+    Raises:
+        RuntimeError: for "cuda" where torch sees no GPU.
+    """
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f"a GPU was asked for ({asked or f'device {device!r}'}) but torch sees none: use the device 'cpu', or install the torch "
+                           f"build for your driver (this is torch {torch.__version__})")
+
+
+def device_name(device: str) -> str:
+    """The device in words, for a table's header."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def plain(protocol) -> dict:
+    """A protocol as JSON holds it."""
+    return json.loads(json.dumps(asdict(protocol)))
+
+
+def table(rows: list[dict]) -> str:
+    """Rows as CSV text, numbers with six digits."""
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows)
+    return lines.getvalue()
+
+
+def _file(out: Path, seed: int, piece: str) -> Path:
+    return out / f"seed-{seed}_{piece.replace(' ', '-')}.json"
+
+
+def _finished(out: Path) -> list[tuple[Path, dict]]:
+    return [(path, json.loads(path.read_text())) for path in sorted(out.glob("seed-*.json"))]
+
+
+def _part(target: Path, part: str) -> Path:
+    return target.with_name(f"{target.name}.csv" if part == "summary" else f"{target.name}_{part}.csv")
+
+
+def _recorded(name: str, file: str) -> Path:
+    for folder in (Path("recorded"), RECORDED):
+        if (folder / file).exists():
+            return folder / name
+    raise FileNotFoundError(f"the recorded run {name!r} lies in the repository's notebooks/recorded, which is not here: start from a clone of it")
