@@ -3,6 +3,7 @@
 import ast
 import base64
 import difflib
+import hashlib
 import json
 import os
 import re
@@ -119,6 +120,12 @@ def title(notebook: Path) -> str:
     """The notebook's first heading."""
     lines = (line for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "markdown" for line in cell.source.splitlines())
     return next((line.lstrip("# ") for line in lines if line.startswith("#")), notebook.stem)
+
+
+def code_fingerprint(notebook: Path) -> str:
+    """A hash of a notebook's code: prose, outputs and cells' order numbers do not count."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    return hashlib.blake2b(json.dumps([cell.source for cell in cells if cell.cell_type == "code"]).encode(), digest_size=16).hexdigest()
 
 
 def check_parameters(notebook: Path, parameters: Mapping[str, object]) -> dict[str, object]:

@@ -153,6 +153,25 @@ def by_fraction(ax: Axes, series: Mapping[str, tuple[Sequence, Sequence]]) -> No
     ax.legend(frameon=False, fontsize="small", loc="lower left")
 
 
+def gathered(table, x: str, y: str, by: Sequence[str] = (), published: Mapping[str, tuple[Sequence, Sequence]] | None = None, log: bool = False) -> Figure:
+    """The figure of many runs: mean and standard deviation of `y` over all rows of one `x`, a line for each combination of `by`.
+
+    `published` holds {label: (x values, y values)}, drawn dashed, in a line's colour where it has that line's label; `log` is for the x axis.
+    """
+    figure, (ax,) = axes(width=7, height=4.5)
+    parts = dict(list(table.groupby(list(by), sort=False))) if by else {(): table}
+    labels = {", ".join(value if isinstance(value, str) else f"{name} = {value}" for name, value in zip(by, key)) or y: part for key, part in parts.items()}
+    colors = dict(zip([*labels, *(label for label in published or {} if label not in labels)], _PALETTE * 3))
+    for label, part in labels.items():
+        of_x = part.groupby(x)[y]
+        ax.errorbar(of_x.mean().index, of_x.mean(), yerr=of_x.std(), marker="o", capsize=3, color=colors[label], label=f"{label} (n={of_x.size().max()})")
+    for label, (at, values) in (published or {}).items():
+        ax.plot(at, values, "D--", markersize=4, color=colors[label], label=f"{label}, published")
+    ax.set(xlabel=x.replace("_", " "), ylabel=y.replace("_", " "), xscale="log" if log else "linear", title="mean ± standard deviation over seeds")
+    ax.legend(frameon=False, fontsize="small")
+    return figure
+
+
 def overview(table, scores, published: Mapping[str, Sequence], seed: int, k: int) -> Figure:
     """README's figure: influence against leave-one-out for one recorded run, and rank agreement against the window."""
     figure, (left, right) = axes(2, width=5, height=4)

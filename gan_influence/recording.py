@@ -138,8 +138,18 @@ def recorded_tensors(name: str) -> dict[str, torch.Tensor]:
     return load_file(_recorded(name, f"{name}.safetensors").with_suffix(".safetensors"))
 
 
-def save_results(out: str | os.PathLike, results: dict, rows: list[dict]) -> None:
+def save_results(out: str | os.PathLike, results: dict, rows: list[dict], figure: dict | None = None) -> None:
     """Write a notebook's numbers to `<out>/results.json` (with versions) and its table to `<out>/table.csv`, each whole or not at all.
+
+    Args:
+        out: the folder.
+        results: numbers, words, and lists and dicts of them.
+        rows: the table, one dict a row.
+        figure: what `gan-influence gather` draws from the tables of many runs: {"x": column, "y": column, "by": columns that
+            tell lines apart, "published": {label: [x values, y values]}}; see `plots.gathered`.
+
+    Raises:
+        ValueError: for a figure of columns that the table does not have.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as out:
@@ -147,8 +157,11 @@ def save_results(out: str | os.PathLike, results: dict, rows: list[dict]) -> Non
     ...     print((Path(out) / "table.csv").read_text().split())
     ['k,tau', '1,0.9']
     """
+    if figure and (unknown := [name for name in (figure["x"], figure["y"], *figure["by"]) if name not in rows[0]]):
+        raise ValueError(f"the figure draws columns of the table, which are {', '.join(rows[0])}; it has no {', '.join(unknown)}")
     write_atomically(Path(out) / "table.csv", table(rows))
-    write_atomically(Path(out) / "results.json", json.dumps({"results": results, "versions": versions()}, indent=1) + "\n")
+    content = {"results": results, "versions": versions()} | ({"figure": figure} if figure else {})
+    write_atomically(Path(out) / "results.json", json.dumps(content, indent=1) + "\n")
 
 
 def check_device(device: str, asked: str | None = None) -> None:

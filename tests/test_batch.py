@@ -18,11 +18,13 @@ from functools import partial
 from pathlib import Path
 
 import nbformat
+import numpy as np
+import pandas as pd
 import psutil
 import pytest
 from test_front_door import ABSOLUTE, TINY, refusal, words, write_notebook
 
-from gan_influence import batch, commands_record, experiments, recording
+from gan_influence import batch, commands_record, executors, experiments, gathering, plots, recording
 from gan_influence.__main__ import main
 
 PARAMETERS = 'seed: int = 0  # of everything\nrate: float = 0.5\npreset: str = "quick"  # "quick": fast; "paper": slow\nout: str = "runs/x"'
@@ -47,7 +49,7 @@ threads = partial(ThreadPoolExecutor, 2)
 @pytest.fixture
 def light(monkeypatch):
     """The command line with threads for processes, which take seconds to import what they need."""
-    monkeypatch.setattr(batch, "processes", ThreadPoolExecutor)
+    monkeypatch.setattr(executors, "processes", ThreadPoolExecutor)
 
 
 @pytest.fixture
@@ -71,8 +73,8 @@ def started(notebook: Path) -> Counter:
 
 
 def products(out: Path) -> dict[str, float]:
-    batch.gather(out, out / "table.csv")
-    with open(out / "table.csv") as file:
+    gathering.gather(out)
+    with open(out / "measurements.csv") as file:
         return {row["seed"]: float(row["value"]) for row in csv.DictReader(file) if row["measurement"] == "product"}
 
 
@@ -177,11 +179,11 @@ def test_a_folder_of_another_notebook_is_left_alone(notebook, tmp_path, capsys):
 
 
 def test_two_drivers(notebook, tmp_path, capsys):
-    with batch.only_driver(tmp_path):
+    with executors.only_driver(tmp_path):
         sentence = refusal(capsys, "run", str(notebook), "--out", str(tmp_path))
     assert f"is being filled by process {os.getpid()} on" in sentence and not started(notebook)
     (tmp_path / ".lock").write_text("process 1 on elsewhere")
-    with batch.only_driver(tmp_path):
+    with executors.only_driver(tmp_path):
         assert str(os.getpid()) in (tmp_path / ".lock").read_text(), "a lock that nobody holds is taken over"
 
 
@@ -238,7 +240,7 @@ def test_done_needs_an_end_and_whole_results(notebook, tmp_path):
     trouble(notebook, 1, "os.environ['NO_RESULTS'] = '1'")
     write_notebook(notebook, PARAMETERS, WORK, "if 'NO_RESULTS' not in os.environ:\n    " + SAVE.replace("\n", "\n    "))
     runs = batch.grid(notebook, tmp_path, {"seed": [0, 1]})
-    failed = batch.run_all(batch.plan(runs, tmp_path), threads, 2)
+    failed = executors.run_all(batch.plan(runs, tmp_path), threads, 2)
     assert list(failed) == ["seed=1"] and "results.json" in failed["seed=1"] and [run.state for run in runs] == ["done", "failed"]
     good = (runs[0].folder / "results.json").read_text()
     for part, text in (("results.json", good[:-9]), ("done.json", json.dumps({"parameters": {"seed": 7}})), ("done.json", "{")):
@@ -255,10 +257,55 @@ def test_gather_says_what_is_missing(notebook, tmp_path, capsys):
     (tmp_path / "runs").mkdir()
     batch.plan(runs, tmp_path / "runs")
     assert batch.execute(runs[0]) is None
-    assert main(["gather", str(tmp_path), "--to", str(tmp_path / "all.csv")]) == 0
+    assert main(["gather", str(tmp_path), "--to", str(tmp_path / "all")]) == 0
     printed = capsys.readouterr().out
     assert "3 measurements of 1 runs" in printed and "1 of 2 runs are missing:\n  seed=1  (waiting)" in printed
-    assert (tmp_path / "all.csv").read_text().startswith("notebook,seed,measurement,value\n07_tiny,0,product,0.0\n")
+    assert (tmp_path / "all" / "measurements.csv").read_text().startswith("notebook,seed,measurement,value\n07_tiny,0,product,0.0\n")
+
+
+def test_gather_draws_what_the_notebook_defines(notebook, tmp_path, monkeypatch, capsys):
+    save = """
+from gan_influence.experiments import save_results
+rows = [{"seed": seed, "k": k, "tau": 1 / k + 0.1 * seed, "metric": metric} for k in (1, 2) for metric in ("a", "b")]
+save_results(out, {"tau": 1}, rows, figure={"x": "k", "y": "tau", "by": ["metric"], "published": {"a": [[1, 2], [0.9, 0.4]]}})
+"""
+    write_notebook(notebook, PARAMETERS, save)
+    drawn, original = [], plots.gathered
+    monkeypatch.setattr(plots, "gathered", lambda *args, **options: drawn.append(original(*args, **options)) or drawn[-1])
+    runs = batch.grid(notebook, tmp_path / "runs", {"seed": [0, 1, 2], "rate": [1, 2]})
+    (tmp_path / "runs").mkdir()
+    batch.plan(runs, tmp_path / "runs")
+    for run in runs:
+        assert batch.execute(run) is None
+    assert main(["gather", str(tmp_path / "runs")]) == 0
+    assert "07_tiny.png" in capsys.readouterr().out and (tmp_path / "runs" / "07_tiny.png").read_bytes().startswith(b"\x89PNG")
+    table = pd.read_csv(tmp_path / "runs" / "07_tiny.csv")
+    assert len(table) == 6 * 4 and set(table.columns) == {"seed", "rate", "k", "tau", "metric"}
+    (ax,) = drawn[0].axes
+    lines = {text.get_text(): handle for text, handle in zip(ax.get_legend().get_texts(), ax.get_legend().legend_handles)}
+    assert set(lines) == {*(f"{metric}, rate = {rate} (n=3)" for metric in "ab" for rate in (1, 2)), "a, published"}  # one line per value of the grid
+    means = sorted(tuple(np.round(np.asarray(line.get_ydata(), float), 6).tolist()) for line in ax.get_lines() if len(line.get_ydata()) == 2)
+    assert (0.9, 0.4) in means and means.count((1.1, 0.6)) == 4
+
+
+def test_a_figure_of_columns_that_are_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="which are k, tau; it has no kappa"):
+        experiments.save_results(tmp_path, {}, [{"k": 1, "tau": 2}], figure={"x": "kappa", "y": "tau", "by": []})
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_code_that_changed_since_is_told_and_not_mixed_silently(notebook, tmp_path, capsys, light):
+    command = ["run", str(notebook), "--seeds", "0:2", "--out", str(tmp_path / "runs")]
+    assert main(command) == 0 and main(command) == 0 and "has changed" not in capsys.readouterr().out
+    content = nbformat.read(notebook, as_version=4)
+    content.cells.append(nbformat.v4.new_markdown_cell("More prose is no other code.", id="prose"))
+    nbformat.write(content, notebook)
+    assert main(command) == 0 and "has changed" not in capsys.readouterr().out
+    content.cells[1].source += "\n1 + 1"
+    nbformat.write(content, notebook)
+    assert main(command) == 0 and "code has changed since 2 of them were done" in capsys.readouterr().out
+    assert main([*command, "--force"]) == 0 and main(command) == 0
+    assert "has changed" not in capsys.readouterr().out.splitlines()[-1] and started(notebook) == {"0": 2, "1": 2}
 
 
 def test_a_run_that_goes_on_elsewhere_is_waited_for(notebook, tmp_path):
@@ -319,11 +366,11 @@ def test_a_killed_driver_leaves_no_process_and_loses_nothing(how, status, notebo
 
 
 def test_a_killed_worker_is_replaced_and_its_run_given_up(notebook, tmp_path, monkeypatch):
-    monkeypatch.setattr(batch, "ATTEMPTS", 2)
+    monkeypatch.setattr(executors, "ATTEMPTS", 2)
     trouble(notebook, 0, "time.sleep(3)")
     trouble(notebook, 1, "import psutil; psutil.Process().parent().kill()")
     runs = batch.grid(notebook, tmp_path, {"seed": range(4)})
-    failed = batch.run_all(batch.plan(runs, tmp_path), partial(batch.processes, 2), 2)
+    failed = executors.run_all(batch.plan(runs, tmp_path), partial(executors.processes, 2), 2)
     assert list(failed) == ["seed=1"] and "killed 2 times" in failed["seed=1"]
     assert [run.state for run in runs] == ["done", "waiting", "done", "done"], "whoever ran beside it must not pay for it"
     assert started(notebook) <= Counter({"0": 2, "1": 2, "2": 1, "3": 1})
@@ -372,7 +419,7 @@ def test_a_cluster_survives_its_driver_and_a_worker(dask, notebook, tmp_path, ca
     hurdle.unlink()
     runs = batch.grid(notebook, out, {"seed": range(4)})
     with ThreadPoolExecutor(1) as pool:
-        rest = pool.submit(batch.run_all, batch.plan(runs, out), partial(batch.cluster, address), 4)
+        rest = pool.submit(executors.run_all, batch.plan(runs, out), partial(executors.cluster, address), 4)
         next(worker for worker in workers if worker.children()).kill()  # the one whose kernel sleeps for the driver that is gone
         assert rest.result() == {}
     check_resumed(notebook, out, before)
