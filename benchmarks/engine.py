@@ -80,6 +80,21 @@ def ratios(repeats: int) -> dict[str, float]:
     return result
 
 
+def image_ratios(repeats: int, width: int = 32, steps: int = 20) -> dict[str, float]:
+    """Influence through DCGAN's last epoch, as a ratio to that epoch's training; random numbers for images, an untrained classifier for features."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.rand(100 * steps, 1, 28, 28, generator=random) * 2 - 1
+    gan, network = gi.models.dcgan(width=width), gi.models.classifier()
+    run = gi.train(gan, x, 2, 100, gi.SGD(1e-3), "simultaneous", stride=int(max(1, (100 * steps) ** 0.5 // 2)))
+    latents, start = gan.sample_latents(300, seed=1), run.window(1)
+    cotangent = _gradient(run, gi.metrics.FrechetDistance(network.features, x[:300], latents))
+    measured = {"training": lambda: run.replay(start), **{f"{m} metrics": lambda m=m: _sweep(run, [cotangent] * m, start, compile=False) for m in (1, 2, 3)}}
+    rounds = [{name: seconds(function) for name, function in measured.items()} for _ in range(repeats)]
+    one = {name: statistics.median(r[name] / r["training"] for r in rounds) for name in measured}
+    return {"DCGAN, ms a step": 1e3 * statistics.median(r["training"] for r in rounds) / steps, "DCGAN, influence of all / epoch": one["1 metrics"],
+            "DCGAN, two metrics / one": one["2 metrics"] / one["1 metrics"], "DCGAN, three metrics / one": one["3 metrics"] / one["1 metrics"]}
+
+
 def in_a_fresh_process(script: str) -> float:
     return float(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
 
@@ -100,8 +115,14 @@ IMPORT = "import time, torch; began = time.perf_counter(); import gan_influence;
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7, help="rounds over all variants (default 7)")
+    parser.add_argument("--images", action="store_true", help="only DCGAN's ratios, which take minutes")
     torch.set_num_threads(1)
-    result = ratios(parser.parse_args().repeats)
+    options = parser.parse_args()
+    if options.images:
+        for name, value in image_ratios(options.repeats).items():
+            print(f"{value:8.2f}  {name}")
+        return
+    result = ratios(options.repeats)
     result["50-epoch trajectory, MB"] = in_a_fresh_process(MEMORY.format(measure="print(run.nbytes / 1e6)"))
     result["peak of training and sweep over it, MiB above import"] = in_a_fresh_process(
         MEMORY.format(measure="gi.influence(run, metric); print(peak() - before)"))

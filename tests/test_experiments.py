@@ -120,20 +120,25 @@ def test_a_resumed_recording_equals_an_undisturbed_one(tmp_path, measured):
     for piece in methods:
         experiments.record(SMALL_REMOVAL, [5], tmp_path / "two", compile=False, pieces=[piece])  # the kept run is read again each time
     assert measured == [(5, piece) for piece in methods] * 2
+    rows = len(methods) * len(SMALL_REMOVAL.fractions)
     for part in ("", "_picked", "_extremes"):
         for folder in ("one", "two"):
             experiments.gather(tmp_path / folder, tmp_path / "recorded" / folder)
         assert (tmp_path / "recorded" / f"one{part}.csv").read_text() == (tmp_path / "recorded" / f"two{part}.csv").read_text()
+    assert len(pd.read_csv(tmp_path / "recorded" / "one.csv")) == rows
 
 
-def test_removal_measures_what_it_says(tmp_path):
+def test_removal_measures_what_it_says(tmp_path, monkeypatch):
     setup = SMALL_REMOVAL.prepare(seed=3, folder=tmp_path)
     scores = experiments.removal_scores(SMALL_REMOVAL, setup, 3)
     assert list(scores) == SMALL_REMOVAL.methods == [f"influence on {ALL}", "random", "isolation forest", "discriminator loss"]
     torch.testing.assert_close(scores[f"influence on {ALL}"], gi.influence(setup.run, setup.valid[ALL], last_epochs=1))  # higher is better: as it is
     loss = gi.metrics.DiscriminatorLoss(setup.data.valid, setup.valid[ALL].latents)
     torch.testing.assert_close(scores["discriminator loss"], -gi.influence(setup.run, loss, last_epochs=1))  # lower is better
-    kept = experiments.removal_scores(SMALL_REMOVAL, SMALL_REMOVAL.prepare(seed=3, folder=tmp_path), 3)
+    with monkeypatch.context() as patched:  # neither trained nor swept again
+        patched.setattr(experiments, "train", None)
+        patched.setattr(experiments, "influence", None)
+        kept = experiments.removal_scores(SMALL_REMOVAL, SMALL_REMOVAL.prepare(seed=3, folder=tmp_path), 3)
     assert all(torch.equal(kept[method], scores[method]) for method in scores)
     row = experiments.removal_experiment(SMALL_REMOVAL, setup, {"random": scores["random"]}).rows[1]
     without = gi.retrain(setup.run, scores["random"].topk(18).indices, last_epochs=1)
