@@ -168,7 +168,7 @@ ACCURACY = {
 
 REMOVAL = {
     "paper": Removal(),
-    "quick": Removal(n=5_000, epochs=30, held_out=1_000, latents=1_000),
+    "quick": Removal(n=5_000, learning_rate=1e-2, held_out=2_000, latents=2_000),  # a tenth of the steps, each ten times as long
     "mnist paper": Removal("mnist", epochs=20, fractions=(.01, .02, .05, .1, .2, .3, .4, .5, .7, .9)),
     "mnist quick": Removal("mnist", n=2_000, epochs=8, width=8, held_out=1_000, latents=500, fractions=(.05, .2, .5)),
     "digits quick": Removal("digits", n=1_100, epochs=14, width=8, held_out=300, latents=500, fractions=(.05, .2, .5)),
@@ -346,4 +346,4 @@ def over_seeds(rows):
         change, several = part.test_after - part.test_before, len(part) > 1
         summary[key] = {"seeds": len(change), "mean": change.mean(), "std": change.std(), "p_t": stats.ttest_1samp(change, 0).pvalue if several else np.nan,
                         "p_wilcoxon": stats.wilcoxon(change).pvalue if several else np.nan}
-    return pd.DataFrame.from_dict(summary, orient="index").rename_axis(["metric", "method", "n_removed"]).astype({"seeds": int})
+    return pd.DataFrame.from_dict(summary, orient="index").rename_axis(["metric", "method", "n_removed"]).astype({"seeds": int}).sort_index()

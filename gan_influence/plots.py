@@ -12,6 +12,10 @@ _PALETTE = sns.color_palette("colorblind").as_hex()
 COLORS = {"real": _PALETTE[0], "generated": _PALETTE[1], "removed": _PALETTE[3], "retrained": _PALETTE[2], "discriminator": "0.5"}
 
 
+_METHODS = {"influence on average log-likelihood": _PALETTE[2], "influence on Fréchet distance": _PALETTE[2], "influence on Inception score": _PALETTE[4],
+            "discriminator loss": _PALETTE[1], "isolation forest": _PALETTE[0], "random": _PALETTE[7]}
+
+
 def _array(values) -> np.ndarray:
     return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
 
@@ -151,6 +155,50 @@ def by_fraction(ax: Axes, series: Mapping[str, tuple[Sequence, Sequence]]) -> No
         ax.semilogx(fractions, tau, marker=marker, color=color, label=label)
     ax.set(xlabel="removed fraction ε of each instance", ylabel="Kendall's τ with the influence", title="smaller removals, k = 1", ylim=(0, 1.05))
     ax.legend(frameon=False, fontsize="small", loc="lower left")
+
+
+def by_removed(ax: Axes, series: Mapping[str, object], n: int, title: str, ylabel: str, published: Mapping[str, Sequence] | None = None,
+               spread: bool = True) -> None:
+    """Change of a metric against the removed fraction of `n` instances: {method: a DataFrame by n_removed with mean and std}.
+
+    `published` holds "n_removed" and published means by method, drawn dashed for the methods in `series`.
+    """
+    for i, (method, rows) in enumerate(series.items()):
+        at, color = np.asarray(rows.index) / n, _METHODS[method]
+        ax.errorbar(at, rows["mean"], yerr=rows["std"].fillna(0) if spread else None, marker="os^Dv"[i % 5], markersize=4, capsize=2, linewidth=1.2,
+                    color=color, label=method)
+        if published and method in published:
+            ax.plot(np.asarray(published["n_removed"]) / n, published[method], "D--", markersize=3.5, linewidth=1, color=color, label=f"{method}, published")
+    ax.axhline(0, color="0.7", linewidth=0.8, zorder=0)
+    ax.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    ax.set(xlabel="removed fraction of the training set", ylabel=ylabel, title=title)
+    ax.legend(frameon=False, fontsize="small")
+
+
+def density_change(before, after, mean, covariance, title: str) -> Figure:
+    """Contours of a normal density and of generated points before and after; and beside them, where mass came and went."""
+    from scipy import stats
+    before, after = _array(before), _array(after)
+    figure, (left, right) = axes(2, width=5, height=4.2)
+    low, high = np.quantile(np.vstack([before, after]), [0.001, 0.999], axis=0) + [[-1], [1]]
+    grid = np.meshgrid(*(np.linspace(*span, 80) for span in zip(low, high)))
+    places = np.stack([axis.ravel() for axis in grid])
+    densities = {"true": stats.multivariate_normal(mean, covariance).pdf(places.T), "before": stats.gaussian_kde(before.T)(places),
+                 "after": stats.gaussian_kde(after.T)(places)}
+    for (label, values), color, style in zip(densities.items(), (COLORS["real"], COLORS["generated"], COLORS["retrained"]), ("-", "--", "-")):
+        ordered = np.sort(values)[::-1]
+        levels = sorted(ordered[np.searchsorted(ordered.cumsum() / ordered.sum(), mass)] for mass in (0.3, 0.6, 0.9))
+        left.contour(*grid, values.reshape(grid[0].shape), levels=levels, colors=[color], linestyles=style, linewidths=1.3)
+        left.plot([], [], color=color, linestyle=style, label=label)
+    left.legend(frameon=False, fontsize="small")
+    change = (densities["after"] - densities["before"]).reshape(grid[0].shape)
+    limit = np.abs(change).max()
+    drawn = right.pcolormesh(*grid, change, cmap="RdBu_r", vmin=-limit, vmax=limit, shading="gouraud")
+    figure.colorbar(drawn, ax=right, label="after − before, 1 / unit²", shrink=0.85)
+    _plane(left, "contours around 30, 60 and 90 % of the mass")
+    _plane(right, "change of the generated density")
+    figure.suptitle(title)
+    return figure
 
 
 def gathered(table, x: str, y: str, by: Sequence[str] = (), published: Mapping[str, tuple[Sequence, Sequence]] | None = None, log: bool = False) -> Figure:
