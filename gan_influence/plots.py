@@ -65,6 +65,21 @@ def rate(ax: Axes, x, y, slope: float, title: str, xlabel: str, ylabel: str) -> 
     ax.legend(frameon=False, fontsize="small")
 
 
+def growth(ax: Axes, x, series: Mapping[str, Sequence], promised: Mapping[str, float], xlabel: str, prefix: str) -> dict[str, float]:
+    """CPU seconds on log axes, each beside a line of the slope that counting promises; returns the fitted slopes, {prefix: name}."""
+    x, slopes = _array(x), {}
+    for (name, seconds), marker, color in zip(series.items(), "os", (COLORS["generated"], COLORS["real"])):
+        seconds = _array(seconds)
+        slopes[f"{prefix}: {name}"] = np.polyfit(np.log(x), np.log(seconds), 1)[0]
+        ax.loglog(x, seconds, marker, color=color, label=name.replace("_", "-"))
+        ax.loglog(x, seconds[-1] * (x / x[-1]) ** promised[name], "-", color="0.7", zorder=0)
+    ax.set(xlabel=xlabel, ylabel="CPU seconds")
+    ax.set_xticks(x, [f"{value:g}" for value in x])
+    ax.minorticks_off()
+    ax.legend(frameon=False, fontsize="small")
+    return slopes
+
+
 def curves(ax: Axes, series: Mapping[str, tuple[Sequence, Sequence, Sequence | None]], title: str, xlabel: str, ylabel: str) -> None:
     """Lines with error bars: {label: (x, mean, standard deviation or None)}."""
     for i, (label, (x, mean, spread)) in enumerate(series.items()):
