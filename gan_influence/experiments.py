@@ -162,16 +162,16 @@ ACCURACY = {
     "quick": Accuracy(n=1_000, epochs=10, held_out=300, latents=300, instances=60, windows=(1, 2, 5, 10)),
     "every": Accuracy(instances=10_000, windows=(1,)),
     "mnist paper": Accuracy("mnist", width=8, held_out=10_000, latents=2_000),
-    "mnist quick": Accuracy("mnist", n=1_000, epochs=10, batch_size=50, width=8, held_out=1_000, latents=500, instances=30, windows=(1, 2)),
-    "digits quick": Accuracy("digits", n=1_000, epochs=10, batch_size=50, width=8, held_out=300, latents=500, instances=30, windows=(1, 2)),
+    "mnist quick": Accuracy("mnist", n=1_000, epochs=20, batch_size=50, learning_rate=5e-3, width=8, held_out=1_000, latents=500, instances=20, windows=(1, 2)),
+    "digits quick": Accuracy("digits", n=1_000, epochs=20, batch_size=50, learning_rate=2e-3, width=8, held_out=300, latents=500, instances=20, windows=(1, 2)),
 }
 
 REMOVAL = {
     "paper": Removal(),
     "quick": Removal(n=5_000, learning_rate=1e-2, held_out=2_000, latents=2_000),  # a tenth of the steps, each ten times as long
     "mnist paper": Removal("mnist", epochs=20, fractions=(.01, .02, .05, .1, .2, .3, .4, .5, .7, .9)),
-    "mnist quick": Removal("mnist", n=2_000, epochs=8, width=8, held_out=1_000, latents=500, fractions=(.05, .2, .5)),
-    "digits quick": Removal("digits", n=1_100, epochs=14, width=8, held_out=300, latents=500, fractions=(.05, .2, .5)),
+    "mnist quick": Removal("mnist", n=2_000, epochs=16, learning_rate=5e-3, width=8, held_out=1_000, latents=500, fractions=(.05, .2, .5)),
+    "digits quick": Removal("digits", n=1_100, epochs=28, learning_rate=2e-3, width=8, held_out=300, latents=500, fractions=(.05, .2, .5)),
 }
 
 #: What notebooks/recorded holds at full scale: the protocol, and the seeds that complete it.

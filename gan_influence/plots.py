@@ -43,6 +43,22 @@ def points(ax: Axes, title: str, **sets) -> None:
     ax.legend(markerscale=1.5, frameon=False, fontsize="small")
 
 
+def images(ax: Axes, batch, title: str, marked: Sequence[int] = (), columns: int = 6) -> None:
+    """Grey images (n, 1, h, w) in [-1, 1] as a grid, row by row; the `marked` ones are framed."""
+    batch = _array(batch)
+    height, width = batch.shape[2] + 2, batch.shape[3] + 2
+    rows = -(-len(batch) // columns)
+    sheet = np.ones((rows * height, columns * width))
+    for i, image in enumerate(batch[:, 0]):
+        y, x = i // columns * height, i % columns * width
+        sheet[y + 1:y + height - 1, x + 1:x + width - 1] = image
+        if i in set(map(int, marked)):
+            ax.add_patch(plt.Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=COLORS["removed"], linewidth=2))
+    ax.imshow(sheet, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+    ax.set_title(title)
+    ax.set_axis_off()
+
+
 def predicted_against_true(ax: Axes, predicted, true, title: str, unit: str = "nats per instance") -> None:
     """Influence against leave-one-out on equal axes, with the diagonal that perfect prediction would lie on."""
     predicted, true = _array(predicted), _array(true)
