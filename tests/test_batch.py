@@ -380,8 +380,8 @@ def test_a_killed_worker_is_replaced_and_its_run_given_up(notebook, tmp_path, mo
 
 
 @pytest.fixture
-def dask(tmp_path, monkeypatch):
-    """A scheduler and two workers as processes, talking over loopback: (address, workers)."""
+def dask(tmp_path, request):
+    """A scheduler and two workers as processes, talking over loopback: (address, workers). A parameter says what the first offers."""
     pytest.importorskip("distributed")
     environment = os.environ | {"DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical"}
     file, processes = tmp_path / "scheduler.json", []
@@ -392,7 +392,8 @@ def dask(tmp_path, monkeypatch):
         return processes[-1]
 
     start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file))
-    workers = [start("worker", "--scheduler-file", str(file), "--host", "127.0.0.1", "--nthreads", "1", "--no-nanny", "--no-dashboard") for _ in range(2)]
+    workers = [start("worker", "--scheduler-file", str(file), "--host", "127.0.0.1", "--nthreads", "1", "--no-nanny", "--no-dashboard", *offer)
+               for offer in (getattr(request, "param", ()), ())]
     until(lambda: file.exists() and file.read_text().endswith("}"))
     address = json.loads(file.read_text())["address"]
     from dask.distributed import Client
@@ -425,9 +426,22 @@ def test_a_cluster_survives_its_driver_and_a_worker(dask, notebook, tmp_path, ca
     check_resumed(notebook, out, before)
 
 
+@pytest.mark.parametrize("dask", [("--resources", "GPU=1")], indirect=True)
+def test_runs_that_want_a_gpu_go_where_one_is_and_one_at_a_time(dask, notebook, tmp_path):
+    address, (with_gpu, _) = dask
+    out, path = tmp_path / "gpu", write_gpu_notebook(notebook)
+    assert main(["run", str(path), "-p", "device", "cuda", "--seeds", "0:4", "--out", str(out), "--scheduler", address]) == 0
+    found = [json.loads(file.read_text())["results"] for file in out.glob("*/results.json")]
+    assert len(found) == 4 and {one["worker"] for one in found} == {with_gpu.pid}
+    times = sorted((one["began"], one["ended"]) for one in found)
+    assert all(before[1] <= after[0] for before, after in zip(times, times[1:]))
+
+
 def write_gpu_notebook(notebook: Path) -> Path:
     path = notebook.with_name("09_gpu.ipynb")
-    write_notebook(path, 'device: str = "cpu"')
+    write_notebook(path, 'device: str = "cpu"\nseed: int = 0\nout: str = "runs/x"', "import os, time\nbegan = time.time()\ntime.sleep(0.5)",
+                   "from gan_influence import experiments\n"
+                   "experiments.save_results(out, {'worker': os.getppid(), 'began': began, 'ended': time.time()}, [{'seed': seed}])")
     return path
 
 
