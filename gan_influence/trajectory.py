@@ -246,7 +246,7 @@ class Trajectory:
 
 
 def train(gan: GAN, x, epochs: int, batch_size: int = 100, optimizer: SGD | None = None, order: Order = "alternating",
-          seed: int = 0, stride: int | None = None) -> Trajectory:
+          seed: int = 0, stride: int | None = None, dense_epochs: int = 0) -> Trajectory:
     """Train a GAN and record the run.
 
     Args:
@@ -258,6 +258,8 @@ def train(gan: GAN, x, epochs: int, batch_size: int = 100, optimizer: SGD | None
         order: "alternating" (discriminator first, then the generator against it) or "simultaneous".
         seed: decides the order of the instances and all latents.
         stride: steps between kept states; see `default_stride` and `trajectory_bytes`.
+        dense_epochs: also keep every state of so many last epochs. An influence over them then replays nothing, which saves a fifth of
+            its time for networks such as convolutional ones, whose steps take more memory than their states.
 
     Returns:
         The recorded run.
@@ -273,10 +275,11 @@ def train(gan: GAN, x, epochs: int, batch_size: int = 100, optimizer: SGD | None
     """
     x = instances(gan, x)
     schedule = Schedule(len(x), batch_size, epochs, gan.latent_dim, order == "simultaneous", seed)
-    return record(gan, x, optimizer or SGD(1e-3), order, schedule, stride)
+    return record(gan, x, optimizer or SGD(1e-3), order, schedule, stride, dense_epochs=dense_epochs)
 
 
-def record(gan: GAN, x: Tensor, optimizer, order: Order, schedule, stride: int | None = None, initial: State | None = None) -> Trajectory:
+def record(gan: GAN, x: Tensor, optimizer, order: Order, schedule, stride: int | None = None, initial: State | None = None,
+           dense_epochs: int = 0) -> Trajectory:
     """Run a schedule from an initial state (the modules' own by default), keeping a state every `stride` steps."""
     gan.check(x)
     stride = stride or default_stride(schedule.steps, schedule.steps_per_epoch)
@@ -285,7 +288,7 @@ def record(gan: GAN, x: Tensor, optimizer, order: Order, schedule, stride: int |
     state = run.dynamics.initial() if initial is None else run.dynamics.with_memory(initial)
     states = run.walk(state.map(lambda p: p.detach().clone().to(**like)), 0, schedule.steps)
     for t, state in enumerate(progress(states, desc="training", total=schedule.steps + 1, unit="step")):
-        if t % stride == 0 or t == schedule.steps:
+        if t % stride == 0 or t >= schedule.steps - dense_epochs * schedule.steps_per_epoch:
             if not state.is_finite():
                 _blame(run, max(run.states, default=0), t)
             run.states[t] = state
@@ -306,7 +309,8 @@ def default_stride(steps: int, steps_per_epoch: int) -> int:
     return max(d for d in range(1, steps_per_epoch + 1) if steps_per_epoch % d == 0 and (d == 1 or 4 * d * d <= steps))
 
 
-def trajectory_bytes(gan: GAN, n: int, epochs: int, batch_size: int = 100, optimizer: SGD | None = None, stride: int | None = None) -> int:
+def trajectory_bytes(gan: GAN, n: int, epochs: int, batch_size: int = 100, optimizer: SGD | None = None, stride: int | None = None,
+                     dense_epochs: int = 0) -> int:
     """What a run's kept states will occupy, in bytes, before it is trained.
 
     >>> import gan_influence as gi
@@ -316,7 +320,8 @@ def trajectory_bytes(gan: GAN, n: int, epochs: int, batch_size: int = 100, optim
     steps_per_epoch = n // batch_size
     steps = epochs * steps_per_epoch
     stride = stride or default_stride(steps, steps_per_epoch)
-    return (-(-steps // stride) + 1) * Dynamics(gan, optimizer or SGD(1e-3)).initial().nbytes
+    kept = len({*range(0, steps, stride), *range(max(0, steps - dense_epochs * steps_per_epoch), steps + 1)})
+    return kept * Dynamics(gan, optimizer or SGD(1e-3)).initial().nbytes
 
 
 def instances(gan: GAN, x) -> Tensor:

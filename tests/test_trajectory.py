@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import gan_influence as gi
-from conftest import tiny_data, tiny_gan, tiny_run
+from conftest import tiny_data, tiny_gan, tiny_metric, tiny_run
 from gan_influence.schedule import Schedule
 from gan_influence.trajectory import default_stride
 
@@ -162,3 +162,27 @@ def test_a_killed_save_leaves_the_old_file_whole(killed_at, tmp_path):
     tiny_run(epochs=5).save(tmp_path / "run")
     assert gi.Trajectory.load(tmp_path / "run", run.gan, run.x).steps == 20
     assert sorted(os.listdir(tmp_path / "run")) == ["states.safetensors", "trajectory.json"]
+
+
+@pytest.mark.parametrize("dense", [1, 2, 4])
+def test_dense_epochs_change_memory_and_nothing_else(dense, tmp_path):
+    sparse = tiny_run(epochs=4, stride=3)
+    run = gi.train(sparse.gan, sparse.x, 4, 6, gi.SGD(0.1), seed=7, stride=3, dense_epochs=dense)
+    assert set(run.states) == set(sparse.states) | set(range(16 - 4 * dense, 17))
+    assert run.nbytes == gi.trajectory_bytes(run.gan, run.n, 4, 6, stride=3, dense_epochs=dense)
+    metric = tiny_metric(run.gan)
+    assert torch.equal(gi.influence(run, metric, last_epochs=2), gi.influence(sparse, metric, last_epochs=2))
+    run.save(tmp_path)
+    again = gi.Trajectory.load(tmp_path, run.gan, run.x)
+    assert set(again.states) == set(run.states) and torch.equal(gi.influence(again, metric), gi.influence(run, metric))
+
+
+def test_an_influence_over_dense_epochs_replays_nothing(monkeypatch):
+    run = gi.train(tiny_run(epochs=1).gan, tiny_run(epochs=1).x, 4, 6, gi.SGD(0.1), seed=7, stride=3, dense_epochs=2)
+    monkeypatch.setattr(sys.modules["gan_influence.influence"], "GRAPH_BYTES", 0)  # as if two steps' graphs did not fit
+    steps, step = [], gi.Dynamics.step
+    monkeypatch.setattr(gi.Dynamics, "step", lambda self, *arguments: (steps.append(torch.is_grad_enabled()), step(self, *arguments))[1])
+    gi.influence(run, tiny_metric(run.gan), last_epochs=2)
+    assert all(steps), "replayed steps run without gradients"
+    gi.influence(run, tiny_metric(run.gan), last_epochs=4)
+    assert not all(steps)
