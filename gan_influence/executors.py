@@ -69,10 +69,7 @@ def run_all(runs: Sequence[Run], executor: Callable[[], AbstractContextManager[E
 def processes(jobs: int) -> Iterator[Executor]:
     """A pool of processes of this machine, which end with this one, however that ends."""
     others = set(multiprocessing.active_children())
-    # Workers are forked from a server that has imported what all of them need: one start-up instead of one for each.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(jobs, context, _follow_parent)
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _follow_parent)
     try:
         yield pool
     except BaseException:
