@@ -106,8 +106,8 @@ class Accuracy(Protocol):
 
     @property
     def pieces(self) -> list[str]:
-        """What `record` runs one at a time: the windows, and smaller removals, which only networks with kinks need."""
-        return [f"k={k}" for k in self.windows] + (["fractions"] if self.data == "normal_2d" else [])
+        """What `record` runs one at a time: the windows; and, of a sample and for networks with kinks, smaller removals."""
+        return [f"k={k}" for k in self.windows] + (["fractions"] if self.data == "normal_2d" and self.instances < self.n else [])
 
     def measure(self, setup: Setup, seed: int, piece: str, compile: bool) -> tuple[dict[str, list[dict]], dict[str, Tensor]]:
         """One piece of the experiment; see `record`."""
