@@ -325,7 +325,8 @@ def test_a_run_that_goes_on_elsewhere_is_waited_for(notebook, tmp_path):
 def driver(notebook: Path, out: Path, *more: str):
     """`gan-influence run` over four seeds as a process, its descendants killed at the end in any case."""
     command = [sys.executable, "-m", "gan_influence", "run", str(notebook), "--seeds", "0:4", "--out", str(out), "--jobs", "2", *more]
-    process = psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    process = psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+                           preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL))  # a shell's background jobs ignore it
     try:
         yield process
     finally:
