@@ -210,7 +210,7 @@ def _failure(run: Run, log: TextIO) -> str | None:
     except Exception as error:  # whatever it is, the other runs go on
         return notebooks.without_places(f"{type(error).__name__}: {error}")
     if results(run.folder) is None:
-        return "it left no results.json: its last cell must call experiments.saveresults(out, ...)"
+        return "it left no results.json: its last cell must call experiments.save_results(out, ...)"
     return None
 
 

@@ -37,7 +37,7 @@ def add_record(commands) -> argparse.ArgumentParser:
     command = commands.add_parser("record", help="run a published experiment at full scale, piece by piece", description="""\
 Run one of the published experiments, once per seed. A seed has several pieces (windows, or rankings); each leaves a file when it is
 finished, and the same command again goes on where it stopped. The experiments, with their pieces:
-""" + "\n".join(f"  {name:18} {', '.join(protocol.pieces)}" for name, (protocol, _) in experiments.EXPERIMENTS.items()), epilog="""\
+""" + "\n".join(f"  {name:20} {', '.join(protocol.pieces)}" for name, (protocol, _) in experiments.EXPERIMENTS.items()), epilog="""\
 examples:
   gan-influence record accuracy_2d --seeds 0:10 --gather notebooks/recorded/accuracy_2d
   gan-influence record accuracy_mnist --seeds 0:10 --pieces k=1,k=5 --device cuda""")
@@ -89,8 +89,8 @@ def _draw_overview(target: Path) -> None:
 def add_paper(commands) -> argparse.ArgumentParser:
     command = commands.add_parser("paper", help="make what is outstanding of the full-scale recordings, within a time budget", description="""\
 Run the published protocols where notebooks/recorded lacks seeds or pieces, in order of value, until all are there or the time
-is over; then renew the recordings. A GPU, where torch sees one, takes the experiments on images, and a CPU begins with those
-on 2D-normal. Finished pieces stay in runs/: the same command again continues.""", epilog="""\
+is over; then renew the recordings. A GPU, where torch sees one, begins with the published experiments on images, which a CPU
+takes last. Finished pieces stay in runs/: the same command again continues.""", epilog="""\
 example:
   gan-influence paper --budget 25m""")
     command.add_argument("--budget", required=True, type=_budget, metavar="TIME", help="such as 90s, 25m or 2h; a piece that is under way at its end is lost")
@@ -119,7 +119,7 @@ def _recorded(name: str) -> set[tuple[int, str]]:
 
 def _paper(options) -> None:
     end, device = time.monotonic() + options.budget, "cuda" if torch.cuda.is_available() else "cpu"
-    for name in sorted(experiments.EXPERIMENTS, key=lambda name: ("mnist" in name) != (device == "cuda")):
+    for name in sorted(experiments.EXPERIMENTS, key=lambda name: (name in experiments.FOR_A_GPU) != (device == "cuda")):
         out, (_, wanted) = links.ROOT / "runs" / name, experiments.EXPERIMENTS[name]
         waiting = outstanding(name, out)
         print(f"{name}: " + (f"{sum(len(pieces) for _, pieces in waiting)} pieces of {len({seed for seed, _ in waiting})} seeds are outstanding"

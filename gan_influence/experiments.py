@@ -163,6 +163,7 @@ ACCURACY = {
     "quick": Accuracy(n=1_000, epochs=10, held_out=300, latents=300, instances=60, windows=(1, 2, 5, 10)),
     "every": Accuracy(instances=10_000, windows=(1,)),
     "mnist paper": Accuracy("mnist", width=8, held_out=10_000, latents=2_000),
+    "mnist small": Accuracy("mnist", width=8, held_out=10_000, latents=2_000, instances=50, windows=(1, 5, 10)),  # a quarter of the instances
     "mnist quick": Accuracy("mnist", n=1_000, epochs=20, batch_size=50, learning_rate=5e-3, width=8, held_out=1_000, latents=500, instances=20, windows=(1, 2)),
     "digits quick": Accuracy("digits", n=1_000, epochs=20, batch_size=50, learning_rate=2e-3, width=8, held_out=300, latents=500, instances=20, windows=(1, 2)),
 }
@@ -171,18 +172,24 @@ REMOVAL = {
     "paper": Removal(),
     "quick": Removal(n=5_000, learning_rate=1e-2, held_out=2_000, latents=2_000),  # a tenth of the steps, each ten times as long
     "mnist paper": Removal("mnist", epochs=20, fractions=(.01, .02, .05, .1, .2, .3, .4, .5, .7, .9)),
+    # A fifth of the instances and of the steps, each five times as long, through networks of a quarter of the width.
+    "mnist small": Removal("mnist", n=10_000, epochs=20, learning_rate=5e-3, width=8, latents=2_000, fractions=(.01, .05, .1, .2, .3, .5, .7)),
     "mnist quick": Removal("mnist", n=2_000, epochs=16, learning_rate=5e-3, width=8, held_out=1_000, latents=500, fractions=(.05, .2, .5)),
     "digits quick": Removal("digits", n=1_100, epochs=28, learning_rate=2e-3, width=8, held_out=300, latents=500, fractions=(.05, .2, .5)),
 }
 
-#: What notebooks/recorded holds at full scale: the protocol, and the seeds that complete it.
+#: What notebooks/recorded holds: the protocol, and the seeds that complete it.
 EXPERIMENTS = {
     "accuracy_2d": (ACCURACY["paper"], range(10)),
     "removal_2d": (REMOVAL["paper"], range(15)),
     "accuracy_2d_every": (ACCURACY["every"], range(3)),
+    "accuracy_mnist_small": (ACCURACY["mnist small"], range(2)),
+    "removal_mnist_small": (REMOVAL["mnist small"], range(15)),
     "accuracy_mnist": (ACCURACY["mnist paper"], range(10)),
     "removal_mnist": (REMOVAL["mnist paper"], range(15)),
 }
+
+FOR_A_GPU = "accuracy_mnist", "removal_mnist"  #: minutes a seed there, hours on a CPU; the small ones are what a CPU can do
 
 #: Published means over 10 seeds, read off figure 1 by eye (±.02), by metric.
 PUBLISHED_ACCURACY = {

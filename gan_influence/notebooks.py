@@ -59,8 +59,9 @@ def run(notebook: Path, out: str | os.PathLike, parameters: Mapping[str, object]
     executed = out / notebook.name
     try:
         with _private_kernel() as config:
-            papermill.execute_notebook(str(notebook), str(executed), values, kernel_name="python3", cwd=str(notebook.parent), config=config,
-                                       execution_timeout=timeout, stdout_file=log, stderr_file=log, progress_bar=log is None)
+            # Papermill's own cwd= would move this whole process there, and with it the runs of other threads.
+            papermill.execute_notebook(str(notebook), str(executed), values, kernel_name="python3", config=config, execution_timeout=timeout,
+                                       stdout_file=log, stderr_file=log, progress_bar=log is None, resources=_in_folder_of(notebook))
         content = forget_place(nbformat.read(executed, as_version=4), values["out"])
         if html:
             write_atomically(executed.with_suffix(".html"), _html(content))  # before cleaning: it shows widgets as they stood
@@ -77,8 +78,7 @@ def refresh(notebook: Path) -> float:
     _silence_bars()
     began = time.perf_counter()
     with _private_kernel() as config:
-        NotebookClient(content, timeout=600, kernel_name="python3", record_timing=False, config=config,
-                       resources={"metadata": {"path": str(notebook.parent)}}).execute()
+        NotebookClient(content, timeout=600, kernel_name="python3", record_timing=False, config=config, resources=_in_folder_of(notebook)).execute()
     _store(clean(forget_place(content)), notebook)
     return time.perf_counter() - began
 
@@ -239,6 +239,10 @@ def _private_kernel() -> Iterator[Config]:
     # files need a folder of their own, or two kernels of one working directory would answer each other's messages.
     with tempfile.TemporaryDirectory() as folder:
         yield Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
+
+
+def _in_folder_of(notebook: Path) -> dict:
+    return {"metadata": {"path": str(notebook.parent)}}
 
 
 def _silence_bars() -> None:

@@ -199,7 +199,7 @@ def test_each_failure_says_why_and_the_others_go_on(notebook, tmp_path, capsys, 
     command = ["run", str(notebook), "--seeds", "0:6", "--out", str(out), "--timeout", "2", "--jobs", "2"]
     assert main(command) == 1
     printed = capsys.readouterr().err
-    assert "4 of 6 runs failed" in printed
+    assert "4 of 6 runs failed" in printed, printed
     reasons = {int(path.parent.name[5:]): json.loads(path.read_text())["error"] for path in out.rglob("failed.json")}
     assert reasons == {1: "cell 2, ZeroDivisionError: division by zero", 2: "a cell took longer than 2 s (--timeout)",
                        3: "the notebook's process died: it ran out of memory, or ended itself", 4: reasons[4]}
@@ -308,6 +308,18 @@ def test_code_that_changed_since_is_told_and_not_mixed_silently(notebook, tmp_pa
     assert "has changed" not in capsys.readouterr().out.splitlines()[-1] and started(notebook) == {"0": 2, "1": 2}
 
 
+def test_a_run_does_not_move_its_process(notebook, tmp_path):
+    trouble(notebook, 0, "time.sleep(1)")
+    (run,) = batch.grid(notebook, tmp_path, {"seed": [0]})
+    with ThreadPoolExecutor(1) as pool:
+        future, seen = pool.submit(batch.execute, run), set()
+        while not future.done():
+            seen.add(Path.cwd())  # which all threads of a worker share
+            time.sleep(0.02)
+    assert future.result() is None and started(notebook) == {"0": 1}, "the notebook works in its own folder"
+    assert seen == {Path.cwd()}
+
+
 def test_a_run_that_goes_on_elsewhere_is_waited_for(notebook, tmp_path):
     trouble(notebook, 0, "time.sleep(2)")
     (run,) = batch.grid(notebook, tmp_path, {"seed": [0]})
@@ -373,6 +385,7 @@ def test_a_killed_worker_is_replaced_and_its_run_given_up(notebook, tmp_path, mo
     runs = batch.grid(notebook, tmp_path, {"seed": range(4)})
     failed = executors.run_all(batch.plan(runs, tmp_path), partial(executors.processes, 2), 2)
     assert list(failed) == ["seed=1"] and "killed 2 times" in failed["seed=1"]
+    until(lambda: runs[1].state != "running")  # the kernel outlives its worker for a moment
     assert [run.state for run in runs] == ["done", "waiting", "done", "done"], "whoever ran beside it must not pay for it"
     assert started(notebook) <= Counter({"0": 2, "1": 2, "2": 1, "3": 1})
 
