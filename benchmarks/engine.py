@@ -85,7 +85,7 @@ def image_ratios(repeats: int, width: int = 32, steps: int = 20) -> dict[str, fl
     random = torch.Generator().manual_seed(0)
     x = torch.rand(100 * steps, 1, 28, 28, generator=random) * 2 - 1
     gan, network = gi.models.dcgan(width=width), gi.models.classifier()
-    run = gi.train(gan, x, 2, 100, gi.SGD(1e-3), "simultaneous", dense_epochs=1)
+    run = gi.train(gan, x, 2, 100, gi.SGD(1e-3), "simultaneous")
     latents, start = gan.sample_latents(300, seed=1), run.window(1)
     cotangent = _gradient(run, gi.metrics.FrechetDistance(network.features, x[:300], latents))
     measured = {"training": lambda: run.replay(start), **{f"{m} metrics": lambda m=m: _sweep(run, [cotangent] * m, start, compile=False) for m in (1, 2, 3)}}

@@ -79,8 +79,7 @@ class Protocol:
         if folder and (Path(folder) / "trajectory.json").exists():
             run = Trajectory.load(folder, gan, train_x, SGD(self.learning_rate))
         else:
-            run = train(gan, train_x, self.epochs, self.batch_size, SGD(self.learning_rate), self.order, seed,
-                        dense_epochs=int(classifier is not None))
+            run = train(gan, train_x, self.epochs, self.batch_size, SGD(self.learning_rate), self.order, seed)
             if folder:
                 run.save(folder)
         valid, test = (self._metrics(x, gan.sample_latents(self.latents, seed=[seed, part]), classifier) for part, x in ((1, valid_x), (3, test_x)))

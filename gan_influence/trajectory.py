@@ -18,6 +18,7 @@ from .state import State
 from .storage import fingerprint, read_tensors, versions, write_tensors
 
 FORMAT = 1
+DENSE_BYTES = 512 * 2**20  #: of an epoch's states that are all kept without being asked for
 HEADER = ("format", "data", "gan", "optimizer", "order", "stride", "schedule", "steps")  # what a saved run must say about itself
 
 
@@ -246,7 +247,7 @@ class Trajectory:
 
 
 def train(gan: GAN, x, epochs: int, batch_size: int = 100, optimizer: SGD | None = None, order: Order = "alternating",
-          seed: int = 0, stride: int | None = None, dense_epochs: int = 0) -> Trajectory:
+          seed: int = 0, stride: int | None = None, dense_epochs: int | None = None) -> Trajectory:
     """Train a GAN and record the run.
 
     Args:
@@ -259,7 +260,7 @@ def train(gan: GAN, x, epochs: int, batch_size: int = 100, optimizer: SGD | None
         seed: decides the order of the instances and all latents.
         stride: steps between kept states; see `default_stride` and `trajectory_bytes`.
         dense_epochs: also keep every state of so many last epochs. An influence over them then replays nothing, which saves a fifth of
-            its time for networks such as convolutional ones, whose steps take more memory than their states.
+            its time for convolutional networks, whose steps take more memory than their states. None: see `default_dense_epochs`.
 
     Returns:
         The recorded run.
@@ -279,10 +280,11 @@ def train(gan: GAN, x, epochs: int, batch_size: int = 100, optimizer: SGD | None
 
 
 def record(gan: GAN, x: Tensor, optimizer, order: Order, schedule, stride: int | None = None, initial: State | None = None,
-           dense_epochs: int = 0) -> Trajectory:
+           dense_epochs: int | None = None) -> Trajectory:
     """Run a schedule from an initial state (the modules' own by default), keeping a state every `stride` steps."""
     gan.check(x)
     stride = stride or default_stride(schedule.steps, schedule.steps_per_epoch)
+    dense_epochs = default_dense_epochs(gan, schedule.steps_per_epoch) if dense_epochs is None else dense_epochs
     run = Trajectory(gan, x, optimizer, order, schedule, stride, {})
     like = {"device": x.device, "dtype": x.dtype}
     state = run.dynamics.initial() if initial is None else run.dynamics.with_memory(initial)
@@ -309,8 +311,20 @@ def default_stride(steps: int, steps_per_epoch: int) -> int:
     return max(d for d in range(1, steps_per_epoch + 1) if steps_per_epoch % d == 0 and (d == 1 or 4 * d * d <= steps))
 
 
+def default_dense_epochs(gan: GAN, steps_per_epoch: int) -> int:
+    """Last epochs of which every state is kept: one for convolutional networks, if it takes no more than DENSE_BYTES; else none.
+
+    >>> import gan_influence as gi
+    >>> default_dense_epochs(gi.models.dcgan(), 500), default_dense_epochs(gi.models.fcgan(), 500)
+    (1, 0)
+    """
+    state = gan.state()
+    convolutional = any(p.ndim > 2 for p in state.tensors())
+    return int(convolutional and steps_per_epoch * state.nbytes <= DENSE_BYTES)
+
+
 def trajectory_bytes(gan: GAN, n: int, epochs: int, batch_size: int = 100, optimizer: SGD | None = None, stride: int | None = None,
-                     dense_epochs: int = 0) -> int:
+                     dense_epochs: int | None = None) -> int:
     """What a run's kept states will occupy, in bytes, before it is trained.
 
     >>> import gan_influence as gi
@@ -320,6 +334,7 @@ def trajectory_bytes(gan: GAN, n: int, epochs: int, batch_size: int = 100, optim
     steps_per_epoch = n // batch_size
     steps = epochs * steps_per_epoch
     stride = stride or default_stride(steps, steps_per_epoch)
+    dense_epochs = default_dense_epochs(gan, steps_per_epoch) if dense_epochs is None else dense_epochs
     kept = len({*range(0, steps, stride), *range(max(0, steps - dense_epochs * steps_per_epoch), steps + 1)})
     return kept * Dynamics(gan, optimizer or SGD(1e-3)).initial().nbytes
 

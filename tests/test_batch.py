@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from random import Random
 
 import nbformat
 import numpy as np
@@ -163,10 +164,23 @@ def test_list_shows_what_can_be_set(notebook, capsys, monkeypatch):
     assert lines[0] == "07_tiny (07_tiny.ipynb)" and lines[1].split() == ["seed", "int", "0", "of", "everything"] and len(lines) == 5
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_folder(notebook, tmp_path, capsys):
-    (tmp_path / "runs").mkdir(mode=0o555)
-    assert "cannot be written (Permission denied)" in refusal(capsys, "run", str(notebook), "--out", str(tmp_path / "runs"))
+def on_a_small_disk(tmp_path: Path, options: str, *commands: str) -> subprocess.CompletedProcess:
+    """Run `gan-influence` commands with a disk of their own mounted at tmp_path/disk; skips the test where none may be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = "".join(f'; "{sys.executable}" -m gan_influence {command}; echo status $?' for command in commands)
+    try:
+        ran = subprocess.run(["unshare", "-m", "sh", "-c", f'mount -t tmpfs -o {options} tmpfs "{disk}" || exit 77{script}'], capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare here to mount a small disk with")
+    if ran.returncode in (1, 77) and "status" not in ran.stdout:
+        pytest.skip("a small disk may not be mounted here")
+    return ran
+
+
+def test_a_read_only_folder(notebook, tmp_path):
+    ran = on_a_small_disk(tmp_path, "ro", f'run "{notebook}" --out "{tmp_path}/disk/runs"')
+    assert "status 2" in ran.stdout and "cannot be written (Read-only file system): give another --out" in ran.stderr and not started(notebook)
 
 
 def test_a_folder_of_another_notebook_is_left_alone(notebook, tmp_path, capsys):
@@ -221,17 +235,9 @@ def test_each_failure_says_why_and_the_others_go_on(notebook, tmp_path, capsys, 
 
 
 def test_a_full_disk(notebook, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
     write_notebook(notebook, PARAMETERS, WORK, "print('x' * 60_000)", SAVE)
-    script = ('mount -t tmpfs -o size=200k tmpfs "$1" || exit 77; '
-              '"$2" -m gan_influence run "$3" --seeds 0:3 --out "$1"/runs; echo status $?; "$2" -m gan_influence status "$1"/runs')
-    try:
-        ran = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", disk, sys.executable, notebook], capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("there is no unshare here to mount a small disk with")
-    if ran.returncode in (1, 77) and "status" not in ran.stdout:
-        pytest.skip("a small disk may not be mounted here")
+    runs = tmp_path / "disk" / "runs"
+    ran = on_a_small_disk(tmp_path, "size=200k", f'run "{notebook}" --seeds 0:3 --out "{runs}"', f'status "{runs}"')
     assert "status 1" in ran.stdout and "No space left on device" in ran.stderr and "Traceback" not in ran.stderr
     assert re.search(r"3 runs: [01] done", ran.stdout)
 
@@ -376,6 +382,43 @@ def test_a_killed_driver_leaves_no_process_and_loses_nothing(how, status, notebo
     assert 2 <= len(before) < 4
     assert main(["run", str(notebook), "--seeds", "0:4", "--out", str(out), "--jobs", "2"]) == 0
     check_resumed(notebook, out, before)
+
+
+def test_killed_three_times_at_random(notebook, tmp_path, light):
+    for seed in range(4):
+        trouble(notebook, seed, "time.sleep(0.5)")
+    out, random, killed = tmp_path / "runs", Random(), []
+    for whom in random.sample(["driver", "worker", random.choice(["driver", "worker"])], 3):
+        with nothing_done_is_repeated(notebook, out), driver(notebook, out) as process:
+            until(lambda: process.poll() is not None or at_work(process))
+            time.sleep(random.uniform(0, 2))
+            victims = [process] if whom == "driver" else at_work(process)
+            for victim in random.sample(victims, min(1, len(victims))):  # all may be done by now
+                killed.append((whom, victim.pid))
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    victim.kill()
+            assert process.wait(60) in ((-9, 0) if whom == "driver" else (0,)), killed
+    with nothing_done_is_repeated(notebook, out):
+        assert main(["run", str(notebook), "--seeds", "0:4", "--out", str(out), "--jobs", "2"]) == 0
+    assert products(out) == {str(seed): seed * 0.5 for seed in range(4)} and killed, killed
+
+
+@contextlib.contextmanager
+def nothing_done_is_repeated(notebook: Path, out: Path):
+    before, counts = done(out), started(notebook)
+    yield
+    assert before.items() <= done(out).items()
+    assert all(started(notebook)[seed] == counts[seed] for seed in (path.parent.name.removeprefix("seed=") for path in before))
+
+
+def at_work(process: psutil.Process) -> list[psutil.Process]:
+    """The descendants that have a notebook under way."""
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for one in process.children(recursive=True):
+            if "ipykernel_launcher" in " ".join(one.cmdline()) and one.parent():
+                found.append(one.parent())
+    return found
 
 
 def test_a_killed_worker_is_replaced_and_its_run_given_up(notebook, tmp_path, monkeypatch):

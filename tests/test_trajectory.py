@@ -43,12 +43,17 @@ def test_the_schedule_is_a_pure_function_of_seed_and_step():
         assert len(set(torch.cat([schedule.indices(3 * epoch + i) for i in range(3)]).tolist())) == 18
 
 
-def test_cost_is_known_before_training():
+def test_cost_is_known_before_training(monkeypatch):
     gan = tiny_gan()
     for stride in (None, 1, 5):
         run = gi.train(gan, tiny_data(), 4, 6, gi.SGD(0.1), stride=stride)
         assert gi.trajectory_bytes(gan, 24, 4, 6, stride=stride) == run.nbytes
     assert gi.trajectory_bytes(gi.models.fcgan(), 10_000, 50) < 20e6
+    gan = gi.models.dcgan(width=2)
+    run = gi.train(gan, torch.zeros(40, 1, 28, 28), 5, 2, gi.SGD(0.1))
+    assert gi.trajectory_bytes(gan, 40, 5, 2) == run.nbytes and set(run.states) >= set(range(80, 101)), "convolutions keep the last epoch"
+    monkeypatch.setattr(gi.trajectory, "DENSE_BYTES", run.initial.nbytes)
+    assert gi.trajectory_bytes(gan, 40, 5, 2) < run.nbytes, "but not at any price"
     assert default_stride(5000, 100) == 25 and default_stride(40, 10) == 2 and default_stride(7, 7) == 1
 
 
