@@ -24,7 +24,7 @@ from .state import unstack
 from .trajectory import Trajectory, train
 
 __all__ = ["ACCURACY", "Accuracy", "EXPERIMENTS", "PUBLISHED_ACCURACY", "PUBLISHED_REMOVAL", "RECORDED", "REMOVAL", "Removal", "Setup",
-           "accuracy_experiment", "check_device", "chosen_instances", "device_name", "finished", "fractional_leave_one_out", "gather",
+           "accuracy_experiment", "advantage", "check_device", "chosen_instances", "device_name", "finished", "fractional_leave_one_out", "gather",
            "images_at_hand", "kink_experiment", "over_seeds", "record", "recorded", "recorded_tensors", "removal_experiment", "removal_scores",
            "save_results"]
 
@@ -183,7 +183,7 @@ EXPERIMENTS = {
     "removal_2d": (REMOVAL["paper"], range(15)),
     "accuracy_2d_every": (ACCURACY["every"], range(3)),
     "accuracy_mnist_small": (ACCURACY["mnist small"], range(2)),
-    "removal_mnist_small": (REMOVAL["mnist small"], range(15)),
+    "removal_mnist_small": (REMOVAL["mnist small"], range(10)),
     "accuracy_mnist": (ACCURACY["mnist paper"], range(10)),
     "removal_mnist": (REMOVAL["mnist paper"], range(15)),
 }
@@ -354,3 +354,28 @@ def over_seeds(rows):
         summary[key] = {"seeds": len(change), "mean": change.mean(), "std": change.std(), "p_t": stats.ttest_1samp(change, 0).pvalue if several else np.nan,
                         "p_wilcoxon": stats.wilcoxon(change).pvalue if several else np.nan}
     return pd.DataFrame.from_dict(summary, orient="index").rename_axis(["metric", "method", "n_removed"]).astype({"seeds": int}).sort_index()
+
+
+def advantage(rows, metric: str, method: str):
+    """By how much a ranking improves a metric more than each other ranking does at the same number removed, over the seeds that have both.
+
+    Args:
+        rows: a DataFrame with the columns of a recorded removal's summary.
+        metric, method: names in it.
+
+    Returns:
+        A DataFrame indexed by n_removed, with two columns for each other method: (other, "gain"), the mean difference of the changes
+        on test data, positive where `method` is better; and (other, "p") of a paired t-test, two-sided, NaN for fewer than two seeds.
+    """
+    import pandas as pd
+    from scipy import stats
+    better = {one.name: 1 if one.higher_is_better else -1 for one in (AverageLogLikelihood, FrechetDistance, InceptionScore)}[metric]
+    rows = rows[rows.metric == metric]
+    changes = rows.assign(change=better * (rows.test_after - rows.test_before)).pivot(index=["n_removed", "seed"], columns="method", values="change")
+    table = {}
+    for other in rows.method.unique():
+        if other != method:
+            gains = (changes[method] - changes[other]).dropna().groupby("n_removed")
+            table[other, "gain"] = gains.mean()
+            table[other, "p"] = gains.agg(lambda gain: stats.ttest_1samp(gain, 0).pvalue if len(gain) > 1 else np.nan)
+    return pd.DataFrame(table)

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy import stats
 
 import gan_influence as gi
 from conftest import tiny_metric, tiny_run
@@ -164,6 +165,20 @@ def test_changes_over_seeds_are_tested_as_published():
     assert good.p_wilcoxon == pytest.approx(2 / 2**8, rel=0.5) and idle.p_t > 0.1
     alone = experiments.over_seeds(pd.DataFrame(rows[:1])).iloc[0]
     assert alone.seeds == 1 and np.isnan(alone.p_t) and np.isnan(alone.p_wilcoxon)
+
+
+@pytest.mark.parametrize("metric, sign", [("Inception score", 1), ("Fréchet distance", -1)])
+def test_an_advantage_is_paired_by_seed_and_signed_by_the_metric(metric, sign):
+    noise, rows = np.random.default_rng(0).normal(size=6), []
+    for seed in range(6):  # what all rankings share in a seed is large, and must cancel
+        changes = {"a": 5 * noise[seed] + 0.1 * seed, "b": 5 * noise[seed], "c": 5 * noise[seed] + 1}
+        rows += [{"seed": seed, "metric": metric, "method": method, "n_removed": 5, "test_before": 3.0, "test_after": 3.0 + sign * change}
+                 for method, change in changes.items() if (seed, method) != (5, "c")]
+    found = experiments.advantage(pd.DataFrame(rows), metric, "a").loc[5]
+    assert found["b", "gain"] == pytest.approx(0.25) and found["b", "p"] == pytest.approx(stats.ttest_1samp(0.1 * np.arange(6), 0).pvalue)
+    assert found["c", "gain"] == pytest.approx(0.2 - 1), "the seed without c does not count"
+    alone = experiments.advantage(pd.DataFrame(rows[:2]), metric, "a").loc[5]
+    assert np.isnan(alone["b", "p"])
 
 
 def test_experiments_on_images():
