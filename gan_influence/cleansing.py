@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,10 @@ class Cleansing:
     rows: list[dict]  #: one per method, metric and n_removed
     picked: list[dict]  #: one per method and metric: the n_removed best on validation data (0: nothing helped); its test values are honest
     states: dict[tuple[str, int], State]  #: the final states of the picked rows, by (method, n_removed)
+
+    def __iter__(self) -> Iterator[dict]:
+        """The rows."""
+        return iter(self.rows)
 
     def __str__(self) -> str:
         chosen = [("*" if row in self.picked else " ", *(f"{v:.5g}" if isinstance(v, float) else str(v) for v in row.values())) for row in self.rows]
@@ -56,7 +60,7 @@ def cleanse(run: Trajectory, scores_by_method: Mapping[str, Tensor], fractions: 
         models_at_once, compile: see `retrain`; all removal sets are retrained in one call.
 
     Returns:
-        A `Cleansing`: print it, or read its rows. A removal after which training did not stay finite has NaN for its values.
+        A `Cleansing`: print it, or go through its rows. A removal after which training did not stay finite has NaN for its values.
 
     Raises:
         ValueError: for a fraction outside (0, 1) or that removes none or all, scores that do not fit the run or are not finite,
@@ -70,7 +74,7 @@ def cleanse(run: Trajectory, scores_by_method: Mapping[str, Tensor], fractions: 
     >>> run = gi.train(gan, data.train, epochs=2, seed=0)
     >>> valid, test = (gi.metrics.AverageLogLikelihood(x, gan.sample_latents(50, seed)) for seed, x in enumerate(data[1:], 1))
     >>> scores = {"influence": gi.harmfulness(gi.influence(run, valid, last_epochs=1), valid), "random": random_scores(200, seed=0)}
-    >>> [(row["method"], row["n_removed"]) for row in cleanse(run, scores, [0.05, 0.1], valid, test).rows]
+    >>> [(row["method"], row["n_removed"]) for row in cleanse(run, scores, [0.05, 0.1], valid, test)]
     [('influence', 10), ('influence', 20), ('random', 10), ('random', 20)]
     """
     valid, test = ({metric.name: metric} if hasattr(metric, "name") else dict(metric) for metric in (metric_valid, metric_test))
