@@ -10,6 +10,8 @@ from torch.utils.checkpoint import checkpoint
 from .gan import GAN
 from .state import State
 
+Network = nn.Module | Callable[[Tensor], Tensor]
+
 
 class LogInceptionScore:
     """Logarithm of the Inception score: how sure a classifier is of each image, and how evenly it meets all classes.
@@ -17,7 +19,7 @@ class LogInceptionScore:
         V = mean_i KL( p(y|G(z_i)) ‖ mean_k p(y|G(z_k)) )
 
     Args:
-        classifier: module mapping images (n, ...) to logits (n, classes), in eval mode; it gets the images as they are generated.
+        classifier: module in eval mode, or function, mapping images (n, ...) to logits (n, classes); it gets the images as they are generated.
         latents: fixed latents, (n, latent_dim); all of them are one split.
         chunk: images in memory at once; the gradient recomputes one chunk after another.
 
@@ -39,7 +41,7 @@ class LogInceptionScore:
     name = "log Inception score"
     higher_is_better = True
 
-    def __init__(self, classifier: nn.Module, latents: Tensor, chunk: int = 250):
+    def __init__(self, classifier: Network, latents: Tensor, chunk: int = 250):
         self.classifier, self.latents, self.chunk = classifier, latents, chunk
         _refuse_training_mode(classifier)
 
@@ -74,8 +76,8 @@ class FrechetDistance:
     μ and B are mean and unbiased covariance of the generated images' features, μ_real and A of the real ones'.
 
     Args:
-        features: module mapping images (n, ...) to features (n, d), in eval mode; it gets the images as they are. FID is this
-            with an Inception network.
+        features: module in eval mode, one of its methods, or function, mapping images (n, ...) to features (n, d); it gets the
+            images as they are. FID is this with an Inception network.
         real: held-out images, (m, ...), m > d.
         latents: fixed latents, (n, latent_dim), n > d.
         chunk: images in memory at once; the gradient recomputes one chunk after another.
@@ -97,7 +99,7 @@ class FrechetDistance:
     name = "Fréchet distance"
     higher_is_better = False
 
-    def __init__(self, features: nn.Module, real: Tensor, latents: Tensor, chunk: int = 250):
+    def __init__(self, features: Network, real: Tensor, latents: Tensor, chunk: int = 250):
         self.features, self.latents, self.chunk = features, latents, chunk
         _refuse_training_mode(features)
         with torch.no_grad():
@@ -131,7 +133,7 @@ def _transport(root: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
     return (half * singular) @ half.T, singular.sum()
 
 
-def _chunks(function: Callable, network: nn.Module, gan: GAN, state: State, latents: Tensor, chunk: int) -> Iterator:
+def _chunks(function: Callable, network: Network, gan: GAN, state: State, latents: Tensor, chunk: int) -> Iterator:
     """function(network(generated images)) of one chunk of latents after another; only its result and the latents are kept for the gradient."""
     _refuse_training_mode(network)
 
@@ -167,23 +169,30 @@ def _merge(parts: Iterable[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]
     return mean, scatter / max(1, n - 1)
 
 
-def _apply(network: nn.Module, images: Tensor, what: str) -> Tensor:
+def _apply(network: Network, images: Tensor, what: str) -> Tensor:
     """The network's output for images, (n, d) float64, refused unless finite."""
-    like = next(network.parameters(), images)
+    module, name = _module(network), getattr(network, "__name__", type(network).__name__)
+    like = next(module.parameters(), images) if module else images
     output = network(images.to(like.device, like.dtype))
     if output.ndim != 2 or len(output) != len(images):
-        raise ValueError(f"{type(network).__name__} must return one row per image, (n, d); for {len(images)} {what} it returned shape {tuple(output.shape)}")
+        raise ValueError(f"{name} must return one row per image, (n, d); for {len(images)} {what} it returned shape {tuple(output.shape)}")
     bad = ~output.detach().isfinite().all(1)
     if bad.any():
         raise ValueError(f"metrics assume finite features, but {int(bad.sum())} of {len(images)} {what} have a NaN or infinite one (the first: number "
-                         f"{int(bad.nonzero()[0])} of its chunk): look at these images, and at {type(network).__name__}'s parameters")
+                         f"{int(bad.nonzero()[0])} of its chunk): look at these images, and at {name}'s parameters")
     return output.double()
 
 
-def _refuse_training_mode(network: nn.Module) -> None:
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"the network must be a torch.nn.Module, got {type(network).__name__}: wrap a function in a module")
-    for name, layer in network.named_modules():
+def _module(network: Network) -> nn.Module | None:
+    owner = getattr(network, "__self__", network)  # of a method
+    return owner if isinstance(owner, nn.Module) else None
+
+
+def _refuse_training_mode(network: Network) -> None:
+    if not callable(network):
+        raise TypeError(f"the network must be a torch.nn.Module or a function of images, got {type(network).__name__}")
+    module = _module(network)
+    for name, layer in module.named_modules() if module else ():
         if layer.training and isinstance(layer, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)) and getattr(layer, "p", 1):
-            raise ValueError(f"metrics assume a fixed function of each image, but layer {name!r} of {type(network).__name__} is "
+            raise ValueError(f"metrics assume a fixed function of each image, but layer {name!r} of {type(module).__name__} is "
                              f"{type(layer).__name__} in training mode: call .eval() on the network")

@@ -215,6 +215,16 @@ def test_a_network_in_training_mode_is_refused(layer):
         metric(gan, gan.state())
 
 
+def test_networks_may_be_functions_and_methods():
+    gan, module = tiny_gan(), network(5)
+    expected = float(frechet(gan, module)(gan, gan.state()))
+    assert float(frechet(gan, lambda images: module(images))(gan, gan.state())) == expected
+    assert float(frechet(gan, module.forward)(gan, gan.state())) == expected
+    dropping = nn.Sequential(module, nn.Dropout())
+    with pytest.raises(ValueError, match="layer '1' of Sequential is Dropout in training mode"):
+        frechet(gan, dropping.forward)
+
+
 def test_what_metrics_refuse():
     gan = tiny_gan()
     for n, m, what in ((5, 30, "there are 5 latents"), (30, 5, "there are 5 real images")):
@@ -233,8 +243,8 @@ def test_what_metrics_refuse():
         InceptionScore(network(1), gan.sample_latents(40, seed=0))(gan, gan.state())
     with pytest.raises(ValueError, match=r"one row per image.*shape \(30, 2, 1\)"):
         FrechetDistance(nn.Unflatten(1, (2, 1)), tiny_data(30), gan.sample_latents(40, seed=0))
-    with pytest.raises(TypeError, match="torch.nn.Module, got function"):
-        InceptionScore(lambda images: images, gan.sample_latents(4, seed=0))
+    with pytest.raises(TypeError, match="torch.nn.Module or a function of images, got str"):
+        InceptionScore("inception", gan.sample_latents(4, seed=0))
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads peak memory from /proc")
