@@ -14,7 +14,8 @@ import nbformat
 
 RUNS, ROUNDS = 32, 3
 CELLS = ("seed: int = 0\nout: str = 'runs/x'",
-         "import json, os\nwith open(f'{out}/partial', 'w') as file:\n    json.dump({'results': {'seed': seed}}, file)\nos.replace(file.name, f'{out}/results.json')")
+         "import json, os\nwith open(f'{out}/partial', 'w') as file:\n    json.dump({'results': {'seed': seed}}, file)\n"
+         "os.replace(file.name, f'{out}/results.json')")
 
 
 def seconds(notebook: Path, out: Path, runs: int, jobs: int) -> float:

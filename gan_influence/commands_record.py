@@ -36,7 +36,8 @@ def check_gpu(options, device: str, option: str) -> None:
 def add_record(commands) -> argparse.ArgumentParser:
     command = commands.add_parser("record", help="run a published experiment at full scale, piece by piece", description="""\
 Run one of the published experiments, once per seed. A seed has several pieces (windows, or rankings); each leaves a file when it is
-finished, and the same command again goes on where it stopped. The experiments, with their pieces:
+finished, and the same command again goes on where it stopped. Those named small are what a CPU can do of the experiments on
+images. The experiments, with their pieces:
 """ + "\n".join(f"  {name:20} {', '.join(protocol.pieces)}" for name, (protocol, _) in experiments.EXPERIMENTS.items()), epilog="""\
 examples:
   gan-influence record accuracy_2d --seeds 0:10 --gather notebooks/recorded/accuracy_2d
