@@ -107,7 +107,8 @@ def outstanding(name: str, out: Path) -> list[tuple[int, list[str]]]:
     # Short windows of all seeds come before long ones; but one ranking without the others it is compared with shows nothing.
     rounds = [[piece] for piece in protocol.pieces] if isinstance(protocol, experiments.Accuracy) else [protocol.pieces]
     waiting = [(seed, [piece for piece in pieces if (seed, piece) not in there]) for pieces in rounds for seed in wanted]
-    return [(seed, pieces) for seed, pieces in waiting if pieces]
+    # A seed that lacks nothing but the check of its influences would have to be trained again for it: that can wait.
+    return sorted([(seed, pieces) for seed, pieces in waiting if pieces], key=lambda one: one[1] == [experiments.AGREEMENT])
 
 
 def _recorded(name: str) -> set[tuple[int, str]]:

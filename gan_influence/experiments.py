@@ -25,11 +25,13 @@ from .trajectory import Trajectory, train
 
 __all__ = ["ACCURACY", "Accuracy", "EXPERIMENTS", "PUBLISHED_ACCURACY", "PUBLISHED_REMOVAL", "RECORDED", "REMOVAL", "Removal", "Setup",
            "accuracy_experiment", "advantage", "check_device", "chosen_instances", "device_name", "finished", "fractional_leave_one_out", "gather",
-           "images_at_hand", "kink_experiment", "over_seeds", "record", "recorded", "recorded_tensors", "removal_experiment", "removal_scores",
-           "save_results"]
+           "images_at_hand", "kink_experiment", "over_seeds", "record", "recorded", "recorded_tensors", "removal_agreement", "removal_experiment",
+           "removal_scores", "save_results"]
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 EXTREMES = 36  #: instances at either end of a ranking that a recorded removal keeps
+CHECKED = 20  #: instances that are left out alone to see whether a run's influences can be trusted
+AGREEMENT = "agreement"  #: the piece of a removal experiment that does so
 
 
 class Setup(NamedTuple):
@@ -140,12 +142,15 @@ class Removal(Protocol):
 
     @property
     def pieces(self) -> list[str]:
-        """What `record` runs one at a time: the methods."""
-        return self.methods
+        """What `record` runs one at a time: the methods, and a check of the influences they rank by."""
+        return [*self.methods, AGREEMENT]
 
     def measure(self, setup: Setup, seed: int, piece: str, compile: bool) -> tuple[dict[str, list[dict]], dict[str, Tensor]]:
         """One piece of the experiment; see `record`."""
-        scores = removal_scores(self, setup, seed, compile and setup.classifier is None)[piece]  # convolutions gain nothing
+        by_method = removal_scores(self, setup, seed, compile and setup.classifier is None)  # convolutions gain nothing
+        if piece == AGREEMENT:
+            return {AGREEMENT: removal_agreement(self, setup, by_method, seed)}, {}
+        scores = by_method[piece]
         result = removal_experiment(self, setup, {piece: scores})
         ranked = scores.argsort(descending=True)
         extremes = [{"seed": seed, "method": piece, "end": end, "rank": rank, "instance": int(j), "score": float(scores[j])}
@@ -327,6 +332,18 @@ def removal_scores(config: Removal, setup: Setup, seed: int, compile: bool = Fal
         save_file(scores, kept.with_suffix(".partial"))
         os.replace(kept.with_suffix(".partial"), kept)
     return scores
+
+
+def removal_agreement(config: Removal, setup: Setup, scores: dict[str, Tensor], seed: int) -> list[dict]:
+    """Rank agreement of the influences with leave-one-out for a few instances of this run, one row per metric.
+
+    It is the check to make before a ranking is acted upon: where training is unstable, estimate and truth part.
+    """
+    chosen, rows = np.random.default_rng([seed, 2]).choice(config.n, CHECKED, replace=False), []
+    for name, truth in leave_one_out(setup.run, setup.valid, chosen, config.last_epochs).items():
+        found = agreement(harmfulness(scores[f"influence on {name}"], setup.valid[name])[chosen], truth, k=CHECKED // 4)
+        rows.append({"seed": seed, "metric": name, "instances": CHECKED, "kendall_tau": found.kendall_tau, "pearson": found.pearson, "slope": found.slope})
+    return rows
 
 
 def removal_experiment(config: Removal, setup: Setup, scores: dict[str, Tensor]) -> Cleansing:

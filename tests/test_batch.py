@@ -538,6 +538,10 @@ def test_missing_pieces_are_made_in_order_of_value(tmp_path, monkeypatch):
     some = replace(TINY, windows=(1, 2), epochs=2)
     monkeypatch.setattr(experiments, "EXPERIMENTS", {"accuracy_2d": (some, range(2)), "removal_2d": (experiments.Removal(n=60), range(2))})
     assert commands_record.outstanding("accuracy_2d", tmp_path) == [(seed, [piece]) for piece in ("k=1", "k=2", "fractions") for seed in (0, 1)]
-    assert commands_record.outstanding("removal_2d", tmp_path) == [(seed, experiments.Removal().pieces) for seed in (0, 1)]
+    pieces = experiments.Removal().pieces
+    assert commands_record.outstanding("removal_2d", tmp_path) == [(seed, pieces) for seed in (0, 1)]
+    with monkeypatch.context() as patched:
+        patched.setattr(experiments, "finished", lambda out: {(0, piece) for piece in pieces[:-1]})
+        assert commands_record.outstanding("removal_2d", tmp_path) == [(1, pieces), (0, ["agreement"])]
     assert main(["record", "accuracy_2d", "--missing", "--no-compile"]) == 0
     assert commands_record.outstanding("accuracy_2d", tmp_path / "runs" / "accuracy_2d") == []

@@ -116,13 +116,13 @@ def test_gathering_adds_to_a_recording_and_never_doubles(tmp_path):
 
 
 def test_a_resumed_recording_equals_an_undisturbed_one(tmp_path, measured):
-    methods = SMALL_REMOVAL.pieces
+    pieces = SMALL_REMOVAL.pieces
     experiments.record(SMALL_REMOVAL, [5], tmp_path / "one", compile=False)
-    for piece in methods:
+    for piece in pieces:
         experiments.record(SMALL_REMOVAL, [5], tmp_path / "two", compile=False, pieces=[piece])  # the kept run is read again each time
-    assert measured == [(5, piece) for piece in methods] * 2
-    rows = len(methods) * len(SMALL_REMOVAL.fractions)
-    for part in ("", "_picked", "_extremes"):
+    assert measured == [(5, piece) for piece in pieces] * 2
+    rows = len(SMALL_REMOVAL.methods) * len(SMALL_REMOVAL.fractions)
+    for part in ("", "_picked", "_extremes", "_agreement"):
         for folder in ("one", "two"):
             experiments.gather(tmp_path / folder, tmp_path / "recorded" / folder)
         assert (tmp_path / "recorded" / f"one{part}.csv").read_text() == (tmp_path / "recorded" / f"two{part}.csv").read_text()
@@ -141,6 +141,10 @@ def test_removal_measures_what_it_says(tmp_path, monkeypatch):
         patched.setattr(experiments, "influence", None)
         kept = experiments.removal_scores(SMALL_REMOVAL, SMALL_REMOVAL.prepare(seed=3, folder=tmp_path), 3)
     assert all(torch.equal(kept[method], scores[method]) for method in scores)
+    (checked,) = experiments.removal_agreement(SMALL_REMOVAL, setup, scores, 3)
+    chosen = np.random.default_rng([3, 2]).choice(60, 20, replace=False)
+    truth = gi.leave_one_out(setup.run, setup.valid[ALL], chosen, last_epochs=1)
+    assert checked["kendall_tau"] == pytest.approx(stats.kendalltau(scores[f"influence on {ALL}"][chosen], truth).statistic) and checked["instances"] == 20
     row = experiments.removal_experiment(SMALL_REMOVAL, setup, {"random": scores["random"]}).rows[1]
     without = gi.retrain(setup.run, scores["random"].topk(18).indices, last_epochs=1)
     assert row["n_removed"] == 18 and row["test_after"] == pytest.approx(float(setup.test[ALL](setup.run.gan, without)), abs=1e-12)
@@ -218,7 +222,7 @@ def test_recorded_tables_are_whole(name):
     assert header["config"] == json.loads(json.dumps(asdict(protocol)))
     assert header["seeds"] == sorted(map(int, header["pieces"])) and header["versions"]["torch"] and header["device"] and header["threads"]
     assert all(piece in protocol.pieces for pieces in header["pieces"].values() for piece in pieces)
-    there = {(seed, piece) for seed, pieces in header["pieces"].items() for piece in pieces if piece != "fractions"}
+    there = {(seed, piece) for seed, pieces in header["pieces"].items() for piece in pieces if piece not in ("fractions", "agreement")}
     told = table.last_epochs.map("k={}".format) if "last_epochs" in table else table.method
     assert set(zip(table.seed.astype(str), told)) == there
     per_piece = table.groupby(["seed", told]).size()
