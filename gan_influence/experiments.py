@@ -338,6 +338,13 @@ def removal_agreement(config: Removal, setup: Setup, scores: dict[str, Tensor], 
     """Rank agreement of the influences with leave-one-out for a few instances of this run, one row per metric.
 
     It is the check to make before a ranking is acted upon: where training is unstable, estimate and truth part.
+
+    Args:
+        config, setup, seed: as in `removal_scores`.
+        scores: what that returned.
+
+    Returns:
+        Rows with the keys seed, metric, instances (how many were left out), kendall_tau, pearson, slope.
     """
     chosen, rows = np.random.default_rng([seed, 2]).choice(config.n, CHECKED, replace=False), []
     for name, truth in leave_one_out(setup.run, setup.valid, chosen, config.last_epochs).items():
