@@ -236,9 +236,9 @@ def images_at_hand() -> str:
     return "mnist"
 
 
-def chosen_instances(config: Accuracy, seed: int) -> np.ndarray:
-    """Which instances Experiment 1 leaves out: a random draw without replacement."""
-    return np.random.default_rng([seed, 2]).choice(config.n, config.instances, replace=False)
+def chosen_instances(config: Protocol, seed: int, instances: int | None = None) -> np.ndarray:
+    """Which instances an experiment leaves out, one at a time: a random draw without replacement; by default as many as Experiment 1 does."""
+    return np.random.default_rng([seed, 2]).choice(config.n, instances or config.instances, replace=False)
 
 
 def accuracy_experiment(config: Accuracy, seed: int, device: str = "cpu", compile: bool = False, setup: Setup | None = None,
@@ -346,7 +346,7 @@ def removal_agreement(config: Removal, setup: Setup, scores: dict[str, Tensor], 
     Returns:
         Rows with the keys seed, metric, instances (how many were left out), kendall_tau, pearson, slope.
     """
-    chosen, rows = np.random.default_rng([seed, 2]).choice(config.n, CHECKED, replace=False), []
+    chosen, rows = chosen_instances(config, seed, CHECKED), []
     for name, truth in leave_one_out(setup.run, setup.valid, chosen, config.last_epochs).items():
         found = agreement(harmfulness(scores[f"influence on {name}"], setup.valid[name])[chosen], truth, k=CHECKED // 4)
         rows.append({"seed": seed, "metric": name, "instances": CHECKED, "kendall_tau": found.kendall_tau, "pearson": found.pearson, "slope": found.slope})

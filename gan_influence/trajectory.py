@@ -284,13 +284,13 @@ def record(gan: GAN, x: Tensor, optimizer, order: Order, schedule, stride: int |
     """Run a schedule from an initial state (the modules' own by default), keeping a state every `stride` steps."""
     gan.check(x)
     stride = stride or default_stride(schedule.steps, schedule.steps_per_epoch)
-    dense_epochs = default_dense_epochs(gan, schedule.steps_per_epoch) if dense_epochs is None else dense_epochs
+    kept = kept_steps(gan, schedule.steps, schedule.steps_per_epoch, stride, dense_epochs)
     run = Trajectory(gan, x, optimizer, order, schedule, stride, {})
     like = {"device": x.device, "dtype": x.dtype}
     state = run.dynamics.initial() if initial is None else run.dynamics.with_memory(initial)
     states = run.walk(state.map(lambda p: p.detach().clone().to(**like)), 0, schedule.steps)
     for t, state in enumerate(progress(states, desc="training", total=schedule.steps + 1, unit="step")):
-        if t % stride == 0 or t >= schedule.steps - dense_epochs * schedule.steps_per_epoch:
+        if t in kept:
             if not state.is_finite():
                 _blame(run, max(run.states, default=0), t)
             run.states[t] = state
@@ -323,6 +323,17 @@ def default_dense_epochs(gan: GAN, steps_per_epoch: int) -> int:
     return int(convolutional and steps_per_epoch * state.nbytes <= DENSE_BYTES)
 
 
+def kept_steps(gan: GAN, steps: int, steps_per_epoch: int, stride: int, dense_epochs: int | None) -> set[int]:
+    """Which of the states 0..T a run keeps: one every `stride` steps, all of the last `dense_epochs` epochs, and the last.
+
+    >>> import gan_influence as gi
+    >>> sorted(kept_steps(gi.models.fcgan(), steps=8, steps_per_epoch=2, stride=3, dense_epochs=1))
+    [0, 3, 6, 7, 8]
+    """
+    dense_epochs = default_dense_epochs(gan, steps_per_epoch) if dense_epochs is None else dense_epochs
+    return {*range(0, steps, stride), *range(max(0, steps - dense_epochs * steps_per_epoch), steps + 1)}
+
+
 def trajectory_bytes(gan: GAN, n: int, epochs: int, batch_size: int = 100, optimizer: SGD | None = None, stride: int | None = None,
                      dense_epochs: int | None = None) -> int:
     """What a run's kept states will occupy, in bytes, before it is trained.
@@ -334,9 +345,7 @@ def trajectory_bytes(gan: GAN, n: int, epochs: int, batch_size: int = 100, optim
     steps_per_epoch = n // batch_size
     steps = epochs * steps_per_epoch
     stride = stride or default_stride(steps, steps_per_epoch)
-    dense_epochs = default_dense_epochs(gan, steps_per_epoch) if dense_epochs is None else dense_epochs
-    kept = len({*range(0, steps, stride), *range(max(0, steps - dense_epochs * steps_per_epoch), steps + 1)})
-    return kept * Dynamics(gan, optimizer or SGD(1e-3)).initial().nbytes
+    return len(kept_steps(gan, steps, steps_per_epoch, stride, dense_epochs)) * Dynamics(gan, optimizer or SGD(1e-3)).initial().nbytes
 
 
 def instances(gan: GAN, x) -> Tensor:

@@ -196,6 +196,11 @@ def test_experiments_on_images():
     assert list(scores) == ["influence on Fréchet distance", "influence on Inception score", "random", "isolation forest", "discriminator loss"]
     fid = setup.valid["Fréchet distance"]
     torch.testing.assert_close(scores["influence on Fréchet distance"], -gi.influence(setup.run, fid, last_epochs=1), rtol=1e-3, atol=1e-9)
+    chosen, checked = experiments.chosen_instances(protocol, 0, 20), experiments.removal_agreement(protocol, setup, scores, 0)
+    for name, row in zip(setup.valid, checked):
+        truth = gi.leave_one_out(setup.run, setup.valid[name], chosen, last_epochs=1)
+        estimate = gi.influence(setup.run, setup.valid[name], last_epochs=1)[chosen]  # lower is better for one of the two metrics: its sign must come back
+        assert row["metric"] == name and row["slope"] == pytest.approx(gi.agreement(estimate, truth).slope, rel=1e-2)
     rows = experiments.removal_experiment(protocol, setup, scores).rows
     assert {(row["metric"], row["n_removed"]) for row in rows} == {("Fréchet distance", 8), ("Inception score", 8)}
 
