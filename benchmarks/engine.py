@@ -17,8 +17,8 @@ import torch
 from torch.nn import functional as F
 
 import gan_influence as gi
-from gan_influence.influence import _gradient, _sweep
-from gan_influence.trajectory import versions
+from gan_influence.readings.influence import _gradient, _sweep
+from gan_influence.tools.versions import versions
 
 EPOCHS, WINDOW = 3, 1
 

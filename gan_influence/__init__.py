@@ -1,18 +1,14 @@
 """Which training images hurt a GAN, and would it be better without them?"""
 
-__version__ = "0.1.0"
+from .tools.lazily import __dir__, __getattr__
+from .tools.versions import __version__
 
-from . import data, losses, metrics, models
-from .agreement import Agreement, agreement
-from .cleansing import Cleansing, cleanse, isolation_forest, random_scores
-from .dynamics import Batch, Dynamics
-from .gan import GAN
-from .influence import harmfulness, influence, parameter_influence
-from .optimizers import SGD
-from .retraining import leave_one_out, retrain
-from .state import State
-from .trajectory import Trajectory, train, trajectory_bytes
-
-__all__ = ["GAN", "SGD", "Agreement", "Batch", "Cleansing", "Dynamics", "State", "Trajectory", "agreement", "cleanse", "data", "harmfulness",
-           "influence", "isolation_forest", "leave_one_out", "losses", "metrics", "models", "parameter_influence", "random_scores", "retrain", "train",
-           "trajectory_bytes"]
+#: Every public name, and the room it lives in.
+HOMES = {
+    "": ("data", "metrics", "models"),
+    ".game": ("GAN", "State", "losses"),
+    ".training": ("SGD", "Batch", "Dynamics", "Trajectory", "train", "trajectory_bytes"),
+    ".readings": ("Agreement", "Cleansing", "agreement", "cleanse", "harmfulness", "influence", "isolation_forest", "leave_one_out",
+                  "parameter_influence", "random_scores", "retrain"),
+    ".studies": ("experiments", "plots", "widgets"),
+}

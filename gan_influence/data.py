@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .vision import torchvision
+from .tools.vision import torchvision
 
 MEAN = np.array([1.0, 1.0])
 COVARIANCE = np.array([[1.0, 0.8], [0.8, 1.0]])

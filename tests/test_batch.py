@@ -25,8 +25,12 @@ import psutil
 import pytest
 from test_front_door import ABSOLUTE, TINY, refusal, words, write_notebook
 
-from gan_influence import batch, commands_record, executors, experiments, gathering, plots, recording
-from gan_influence.__main__ import main
+from gan_influence import experiments, plots
+from gan_influence.batch import executors, gathering
+from gan_influence.batch import grid as batch
+from gan_influence.cli import record as commands_record
+from gan_influence.cli.main import main
+from gan_influence.studies import recording
 
 PARAMETERS = 'seed: int = 0  # of everything\nrate: float = 0.5\npreset: str = "quick"  # "quick": fast; "paper": slow\nout: str = "runs/x"'
 # A file beside the notebook tells a run what to do, so that the same command can fail and then succeed.
@@ -271,7 +275,7 @@ def test_gather_says_what_is_missing(notebook, tmp_path, capsys):
 
 def test_gather_draws_what_the_notebook_defines(notebook, tmp_path, monkeypatch, capsys):
     save = """
-from gan_influence.experiments import save_results
+from gan_influence.studies.experiments import save_results
 rows = [{"seed": seed, "k": k, "tau": 1 / k + 0.1 * seed, "metric": metric} for k in (1, 2) for metric in ("a", "b")]
 save_results(out, {"tau": 1}, rows, figure={"x": "k", "y": "tau", "by": ["metric"], "published": {"a": [[1, 2], [0.9, 0.4]]}})
 """

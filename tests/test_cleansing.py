@@ -101,7 +101,7 @@ def test_a_removal_that_derails_training_costs_only_its_own_row(monkeypatch):
     run = tiny_run()
     good = gi.retrain(run, [0])
     metric = gi.metrics.FrechetDistance(nn.Identity(), tiny_data(), run.gan.sample_latents(9, seed=0))  # which refuses NaN
-    monkeypatch.setattr("gan_influence.cleansing.retrain", lambda *_: [good.map(lambda p: p * float("nan")), good])
+    monkeypatch.setattr("gan_influence.readings.cleansing.retrain", lambda *_: [good.map(lambda p: p * float("nan")), good])
     found = gi.cleanse(run, {"random": gi.random_scores(24)}, [0.1, 0.2], metric, metric)
     assert np.isnan(found.rows[0]["valid_after"]) and np.isfinite(found.rows[1]["valid_after"]) and found.picked[0]["n_removed"] != 2
 

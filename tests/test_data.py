@@ -9,7 +9,7 @@ import torch
 from images import mnist_root
 
 import gan_influence as gi
-from gan_influence.vision import torchvision
+from gan_influence.tools.vision import torchvision
 
 
 def test_mnist_is_scaled_labelled_and_disjoint():

@@ -7,8 +7,8 @@ from torch import nn
 
 import gan_influence as gi
 from conftest import tiny_data, tiny_gan, tiny_metric, tiny_run
-from gan_influence.losses import LOSSES
-from gan_influence.state import stack, unstack
+from gan_influence.game.losses import LOSSES
+from gan_influence.game.state import stack, unstack
 
 
 @pytest.mark.parametrize("order", ["simultaneous", "alternating"])

@@ -14,7 +14,7 @@ from scipy import stats
 import gan_influence as gi
 from conftest import tiny_metric, tiny_run
 from gan_influence import experiments
-from gan_influence.experiments import ACCURACY, PUBLISHED_ACCURACY, PUBLISHED_REMOVAL, REMOVAL, Accuracy, Removal
+from gan_influence.studies.experiments import ACCURACY, PUBLISHED_ACCURACY, PUBLISHED_REMOVAL, REMOVAL, Accuracy, Removal
 
 SMALL = Accuracy(n=60, epochs=3, batch_size=20, held_out=20, latents=20, instances=12, windows=(1, 3))
 SMALL_REMOVAL = Removal(n=60, epochs=3, batch_size=20, held_out=20, latents=20, fractions=(0.1, 0.3))

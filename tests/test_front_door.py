@@ -13,8 +13,10 @@ import pytest
 import torch
 
 import gan_influence
-from gan_influence import experiments, links, notebooks
-from gan_influence.__main__ import main
+from gan_influence import experiments
+from gan_influence.batch import notebooks
+from gan_influence.cli.main import main
+from gan_influence.tools import links
 
 ROOT = links.ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")

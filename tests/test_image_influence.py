@@ -9,7 +9,7 @@ from textbook import textbook_run
 from torch import nn
 
 import gan_influence as gi
-from gan_influence.experiments import fractional_leave_one_out
+from gan_influence.studies.experiments import fractional_leave_one_out
 
 
 def networks(device: str = "cpu") -> tuple[nn.Module, nn.Module]:

@@ -14,7 +14,7 @@ from torch import nn
 import gan_influence as gi
 from conftest import tiny_data, tiny_gan
 from gan_influence.metrics import FrechetDistance, InceptionScore, LogInceptionScore
-from gan_influence.vision import torchvision
+from gan_influence.tools.vision import torchvision
 
 
 def network(outputs: int, inputs: int = 2, dtype=torch.float64, scale: float = 1.0) -> nn.Module:

@@ -10,8 +10,8 @@ from torch import nn
 
 import gan_influence as gi
 from conftest import tiny_data, tiny_gan, tiny_metric, tiny_run
-from gan_influence.influence import _gradient
-from gan_influence.trajectory import last
+from gan_influence.readings.influence import _gradient
+from gan_influence.training.trajectory import last
 
 
 def relative_error(a, b):
@@ -149,7 +149,7 @@ def test_memory_settings_do_not_change_the_result(stride, graph_bytes, monkeypat
     run = tiny_run(stride=stride, epochs=4)
     metric = tiny_metric(run.gan)
     expected = unrolled_influence(run, metric)
-    monkeypatch.setattr(sys.modules["gan_influence.influence"], "GRAPH_BYTES", graph_bytes)  # the name is the function's too
+    monkeypatch.setattr(sys.modules["gan_influence.training.trajectory"], "GRAPH_BYTES", graph_bytes)
     assert relative_error(gi.influence(run, metric), expected) < 1e-10
 
 

@@ -11,8 +11,8 @@ from torch import nn
 
 import gan_influence as gi
 from conftest import tiny_data, tiny_gan, tiny_metric, tiny_run
-from gan_influence import retraining
-from gan_influence.trajectory import last
+from gan_influence.readings import retraining
+from gan_influence.training.trajectory import last
 
 
 def replayed(run, removed, start=0):

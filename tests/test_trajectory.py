@@ -13,8 +13,8 @@ import torch
 
 import gan_influence as gi
 from conftest import tiny_data, tiny_gan, tiny_metric, tiny_run
-from gan_influence.schedule import Schedule
-from gan_influence.trajectory import default_stride
+from gan_influence.training.schedule import Schedule
+from gan_influence.training.trajectory import default_stride
 
 
 def equal(a, b):
@@ -52,7 +52,7 @@ def test_cost_is_known_before_training(monkeypatch):
     gan = gi.models.dcgan(width=2)
     run = gi.train(gan, torch.zeros(40, 1, 28, 28), 5, 2, gi.SGD(0.1))
     assert gi.trajectory_bytes(gan, 40, 5, 2) == run.nbytes and set(run.states) >= set(range(80, 101)), "convolutions keep the last epoch"
-    monkeypatch.setattr(gi.trajectory, "DENSE_BYTES", run.initial.nbytes)
+    monkeypatch.setattr("gan_influence.training.trajectory.DENSE_BYTES", run.initial.nbytes)
     assert gi.trajectory_bytes(gan, 40, 5, 2) < run.nbytes, "but not at any price"
     assert default_stride(5000, 100) == 25 and default_stride(40, 10) == 2 and default_stride(7, 7) == 1
 
@@ -153,7 +153,7 @@ def test_a_killed_save_leaves_the_old_file_whole(killed_at, tmp_path):
         import os, signal, sys
         sys.path.insert(0, {os.path.dirname(__file__)!r})
         from conftest import tiny_run
-        import gan_influence.storage as module
+        import gan_influence.tools.storage as module
         def die(*args, **kwargs):
             if {killed_at!r} == "save_file":
                 open(args[1], "wb").write(b"half a file")
@@ -184,7 +184,7 @@ def test_dense_epochs_change_memory_and_nothing_else(dense, tmp_path):
 
 def test_an_influence_over_dense_epochs_replays_nothing(monkeypatch):
     run = gi.train(tiny_run(epochs=1).gan, tiny_run(epochs=1).x, 4, 6, gi.SGD(0.1), seed=7, stride=3, dense_epochs=2)
-    monkeypatch.setattr(sys.modules["gan_influence.influence"], "GRAPH_BYTES", 0)  # as if two steps' graphs did not fit
+    monkeypatch.setattr(sys.modules["gan_influence.training.trajectory"], "GRAPH_BYTES", 0)  # as if two steps' graphs did not fit
     steps, step = [], gi.Dynamics.step
     monkeypatch.setattr(gi.Dynamics, "step", lambda self, *arguments: (steps.append(torch.is_grad_enabled()), step(self, *arguments))[1])
     gi.influence(run, tiny_metric(run.gan), last_epochs=2)

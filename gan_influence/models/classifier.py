@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..progress import progress
-from ..storage import fingerprint, read_tensors, versions, write_tensors
+from ..tools.progress import progress
+from ..tools.storage import fingerprint, read_tensors, write_tensors
+from ..tools.versions import versions
 from .dcgan import glorot
 
 VERSION = 1  # of architecture and training: raise it when either changes, and kept classifiers are trained again

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..gan import GAN
+from ..game.gan import GAN
 
 KERNELS = 4, 3, 3, 2, 3, 3, 2
 STRIDES = 1, 2, 1, 1, 2, 1, 1

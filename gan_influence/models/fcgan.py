@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..gan import GAN
+from ..game.gan import GAN
 
 
 def fcgan(seed: int = 0, latent_dim: int = 10, activation: type[nn.Module] = nn.ReLU, dtype: torch.dtype = torch.float64,

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..gan import GAN
+from ..game.gan import GAN
 
 
 class Affine(nn.Module):

@@ -3,16 +3,13 @@
 import contextlib
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .gan import GAN
-from .state import State
-
-if TYPE_CHECKING:
-    from .compiled import CompiledDynamics
+from ..game.gan import GAN
+from ..game.state import State
 
 Pull = Callable[[State], tuple[State, Tensor]]
 Order = Literal["alternating", "simultaneous"]
@@ -132,12 +129,6 @@ class Dynamics:
     def stacked(self) -> "Dynamics":
         """The same dynamics for many models at once: states carry a leading model dimension M, weights are (M, B)."""
         return Dynamics(self.gan, self.optimizer, self.order, models=True)
-
-    @cached_property
-    def compiled(self) -> "CompiledDynamics":
-        """The same dynamics through torch's compiler: the same numbers to rounding, faster from the second call on."""
-        from .compiled import CompiledDynamics  # importing the compiler takes a second
-        return CompiledDynamics(self)
 
     def _logits(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         return self.discriminator(parameters, x).flatten(1 if self.models else 0)

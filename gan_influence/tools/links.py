@@ -4,7 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 _REPOSITORY = r"(?P<repository>[\w-]+/[\w-]+(?:\.(?!git\b)[\w-]+)*)"
 _OURS = re.compile(r"(?P<site>colab\.research\.google\.com/github/|mybinder\.org/v2/gh/|git\+https://github\.com/)" + _REPOSITORY)

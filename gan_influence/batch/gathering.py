@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from .batch import GRID, Run, read_json, results
-from .storage import write_atomically
+from ..tools.storage import write_atomically
+from .grid import GRID, Run, read_json, results
 
 SEEDS = "seed", "first_seed", "n_seeds"
 
@@ -63,7 +63,7 @@ def _gather_notebook(done: list[Run], target: Path) -> list[Path]:
     if figure := (read_json(done[-1].folder / "results.json") or {}).get("figure"):
         import pandas as pd
 
-        from . import plots
+        from ..studies import plots
         table = pd.read_csv(written[0])
         # Parameters that the grid varies get lines of their own; seeds are what the mean is over.
         varied = [name for name in done[0].parameters if name not in SEEDS and table[name].nunique() > 1]

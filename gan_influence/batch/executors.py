@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from .batch import Run, execute, locked
+from .grid import Run, execute, locked
 
 LOCK = ".lock"  # in the folder of a grid
 ATTEMPTS = 3  #: a run is given up when its worker process was killed so often

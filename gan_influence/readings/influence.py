@@ -1,7 +1,6 @@
 """Influence: a metric's gradient pulled back through a recorded run, one step at a time."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -9,15 +8,15 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .dynamics import Dynamics, Pull, deterministic
-from .gan import GAN
-from .memory import in_chunks_that_fit
-from .progress import progress
-from .state import State
-from .trajectory import Trajectory
+from ..game.gan import GAN
+from ..game.state import State
+from ..tools.memory import in_chunks_that_fit
+from ..tools.progress import progress
+from ..training.dynamics import Dynamics, deterministic
+from ..training.trajectory import Trajectory
+from .implicit import implicit
 
 Metric = Callable[[GAN, State], Tensor]
-GRAPH_BYTES = 128 * 2**20  # graphs of one pull-back kept at once
 
 
 def influence(run: Trajectory, metric: Metric | Mapping[str, Metric], last_epochs: int | None = None,
@@ -61,7 +60,7 @@ def influence(run: Trajectory, metric: Metric | Mapping[str, Metric], last_epoch
     if method == "itd":
         scores = _sweep(run, cotangents, start, compile)
     elif method == "aid":
-        scores = _implicit(run, cotangents, iterations, tolerance)
+        scores = implicit(run, cotangents, iterations, tolerance)
     else:
         raise ValueError(f"unknown method {method!r}: choose 'itd' or 'aid'")
     return dict(zip(metrics, scores)) if isinstance(metric, Mapping) else scores[0]
@@ -145,8 +144,8 @@ def _gradient(run: Trajectory, metric: Metric) -> State:
 def _sweep(run: Trajectory, cotangents: list[State], start: int, compile: bool) -> list[Tensor]:
     """Minus the sum over the window's steps of cotangent × derivative by the weights, per cotangent and instance."""
     scores = torch.zeros(len(cotangents), run.n, dtype=torch.float64)
-    dynamics = run.dynamics.compiled if compile else run.dynamics
-    length = 1 if compile else max(1, GRAPH_BYTES // run.graph_bytes)
+    dynamics = run.stepper(compile=compile)
+    length = 1 if compile else run.graphs_at_once
     bounds = sorted({start, run.steps} | {t for t in run.states if t > start})
     with progress(total=run.steps - start, desc="influence", unit="step") as bar:
         for a, b in reversed(list(zip(bounds, bounds[1:]))):
@@ -182,43 +181,3 @@ def _segment(run: Trajectory, dynamics: Dynamics, a: int, b: int, cotangents: Se
                 raise FloatingPointError(f"influence assumes a finite cotangent, but pulling it back through step {first + len(pulls)} gave a NaN or an "
                                          "infinity: training is unstable there; trace back fewer epochs (last_epochs), or lower the learning rate")
     return cotangents, torch.cat(rows, dim=1)
-
-
-def _implicit(run: Trajectory, gradients: list[State], iterations: int, tolerance: float) -> list[Tensor]:
-    """Influence at a fixed point of training, per gradient.
-
-    Every step of the last epoch is linearised at the final state; a full batch makes them one.
-    """
-    epoch = range(max(0, run.steps - run.schedule.steps_per_epoch), run.steps)
-
-    @lru_cache(max(1, GRAPH_BYTES // run.graph_bytes))
-    def pull_at(t: int) -> Pull:
-        return run.dynamics.linearize(run.final, run.batch(t), run.ones(), reusable=True)[1]
-
-    scores = []
-    for gradient in gradients:
-        w, score = _neumann(gradient, pull_at, epoch, iterations, tolerance), torch.zeros(run.n, dtype=torch.float64)
-        for t in epoch:
-            # A removal at the fixed point is felt in every epoch, by the batch that holds the instance: on average in 1/len(epoch) of the steps.
-            score.index_add_(0, run.schedule.indices(t), -pull_at(t)(w)[1].to("cpu", torch.float64) / len(epoch))
-        scores.append(score)
-    return scores
-
-
-def _neumann(gradient: State, pull_at: Callable[[int], Pull], epoch: range, iterations: int, tolerance: float) -> State:
-    """The fixed point w = gradient + pull(w), as a Neumann series whose terms go round the epoch's steps."""
-    w, size = gradient, _norm(gradient)
-    for k in range(iterations):
-        pulled, _ = pull_at(epoch[k % len(epoch)])(w)
-        w, previous = gradient.rebuild(g + p for g, p in zip(gradient.tensors(), pulled.tensors())), w
-        change = _norm(w.rebuild(p - q for p, q in zip(w.tensors(), previous.tensors()))) / _norm(w)
-        if not change < 1e6 or not _norm(w) < 1e12 * size:
-            raise FloatingPointError(f"AID assumes that training has settled where it attracts, but its Neumann series diverges (term {k}): "
-                                     "lower the learning rate, add weight decay, or use method='itd'")
-        if change < tolerance:
-            break
-    return w
-
-
-def _norm(state: State) -> float:
-    return float(torch.stack([p.norm() for p in state.tensors()]).norm())

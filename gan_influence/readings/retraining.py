@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .memory import in_chunks_that_fit
-from .progress import progress
-from .state import State, stack, unstack
-from .trajectory import Trajectory, last
+from ..game.state import State, stack, unstack
+from ..tools.memory import in_chunks_that_fit
+from ..tools.progress import progress
+from ..training.trajectory import Trajectory, last
 
 MODELS_AT_ONCE = {"cpu": 32, "cuda": 256}
 CACHED = 32 * 2**20  # bytes of their steps' graphs up to which models on a CPU gain from company; convolutions are alone beyond it
@@ -187,8 +187,7 @@ def _run_group(run: Trajectory, sets: list[Tensor], start: int, size: int, compi
     state = run.state(start)
     if size == 1:  # a stack of one costs twice as much as none
         return stack([last(run.walk(state, start, run.steps, keep[0]))])
-    dynamics = run.dynamics.stacked.compiled if compile else run.dynamics.stacked
-    return last(run.walk(stack([state] * size), start, run.steps, keep, dynamics))
+    return last(run.walk(stack([state] * size), start, run.steps, keep, run.stepper(models=True, compile=compile)))
 
 
 def _index_set(run: Trajectory, instances) -> Tensor:

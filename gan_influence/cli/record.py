@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from . import experiments, links
+from ..studies import experiments
+from ..tools import links
 
 
 def seeds(text: str) -> range:
@@ -80,7 +81,7 @@ def _gather(name: str, out: Path, target: Path) -> None:
 def _draw_overview(target: Path) -> None:
     import pandas as pd
 
-    from . import plots
+    from ..studies import plots
     table, scores = pd.read_csv(f"{target}.csv"), pd.read_csv(f"{target}_scores.csv")
     metric = table.metric.iloc[0]
     figure = plots.overview(table, scores, experiments.PUBLISHED_ACCURACY[metric], seed=table.seed.iloc[0], k=table.last_epochs.iloc[0])

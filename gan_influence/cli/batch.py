@@ -8,8 +8,8 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from .commands_record import check_gpu, seeds
-from .progress import progress
+from ..tools.progress import progress
+from .record import check_gpu, seeds
 
 
 def add_list(commands) -> argparse.ArgumentParser:
@@ -76,7 +76,7 @@ Slurm, in Python on the login node (pip install dask-jobqueue); leave it open an
 
 
 def _run(options) -> int:
-    batch, executors = _tools(options, "batch", "executors")
+    batch, executors = _tools(options, "grid", "executors")
     try:
         notebook = batch.notebooks.find(options.notebook)
         runs = batch.grid(notebook, options.out, _axes(options, batch, notebook), options.timeout, options.html)
@@ -216,7 +216,7 @@ def _duration(seconds: float) -> str:
 def notebook_tools(options):
     # Imported here, because scoring a GAN needs none of it.
     try:
-        from . import notebooks
+        from ..batch import notebooks
     except ModuleNotFoundError as error:
         options.parser.error(f"this command runs notebooks, which needs {error.name}: pip install 'gan-influence[notebooks]'")
     return notebooks
@@ -224,4 +224,4 @@ def notebook_tools(options):
 
 def _tools(options, *names: str) -> list:
     notebook_tools(options)
-    return [import_module(f".{name}", __package__) for name in names]
+    return [import_module(f"..batch.{name}", __package__) for name in names]

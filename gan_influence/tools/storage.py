@@ -3,12 +3,9 @@
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -60,9 +57,3 @@ def fingerprint(x: Tensor) -> str:
     """A hash of a data set's type, shape and bytes."""
     x = x.detach().cpu().contiguous()
     return hashlib.blake2b(x.numpy().tobytes(), digest_size=16, person=str(x.dtype).encode()[-16:]).hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Versions that a recorded number may depend on."""
-    from . import __version__
-    return {"gan_influence": __version__, "torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()}

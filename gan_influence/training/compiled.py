@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ..game.state import State
 from .dynamics import Batch, Dynamics, Pull
-from .state import State
 
 
 class CompiledDynamics:

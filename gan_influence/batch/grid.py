@@ -19,8 +19,8 @@ from typing import TextIO
 import papermill
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
+from ..tools.storage import write_atomically
 from . import notebooks
-from .storage import write_atomically
 
 GRID = "grid.json"  # in the folder of a grid
 RUN, LOG, FAILED, DONE = "run.json", "log.txt", "failed.json", "done.json"  # in the folder of each run

@@ -22,8 +22,8 @@ from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from traitlets.config import Config
 
-from .links import ROOT
-from .storage import write_atomically
+from ..tools.links import ROOT
+from ..tools.storage import write_atomically
 
 FOLDER = ROOT / "notebooks"
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .gan import GAN
-from .state import State
+from ..game.gan import GAN
+from ..game.state import State
 
 Network = nn.Module | Callable[[Tensor], Tensor]
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .memory import in_chunks_that_fit
+from ..game.state import State
+from ..tools.memory import in_chunks_that_fit
+from ..training.trajectory import Trajectory
 from .retraining import retrain
-from .state import State
-from .trajectory import Trajectory
 
 COLUMNS = "method", "metric", "n_removed", "valid_before", "valid_after", "test_before", "test_after"
 

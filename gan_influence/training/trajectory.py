@@ -9,15 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..game.gan import GAN
+from ..game.state import State
+from ..tools.progress import progress
+from ..tools.storage import fingerprint, read_tensors, write_tensors
+from ..tools.versions import versions
 from .dynamics import Batch, Dynamics, Order, deterministic
-from .gan import GAN
 from .optimizers import OPTIMIZERS, SGD
-from .progress import progress
 from .schedule import RecordedSchedule, Schedule, restore_schedule
-from .state import State
-from .storage import fingerprint, read_tensors, versions, write_tensors
 
 FORMAT = 1
+GRAPH_BYTES = 128 * 2**20  #: of graphs of one pull-back that are kept at once
 DENSE_BYTES = 512 * 2**20  #: of an epoch's states that are all kept without being asked for
 HEADER = ("format", "data", "gan", "optimizer", "order", "stride", "schedule", "steps")  # what a saved run must say about itself
 
@@ -39,11 +41,19 @@ class Trajectory:
         self.gan, self.x, self.optimizer, self.order = gan, x, optimizer, order
         self.schedule, self.stride, self.states = schedule, stride, states
         self.dynamics = Dynamics(gan, optimizer, order)
+        self._compiled = {}
         self.learning_rates = optimizer.learning_rates(schedule.steps).tolist()
 
     def __repr__(self) -> str:
         return (f"Trajectory({self.steps} steps = {self.steps / self.schedule.steps_per_epoch:g} epochs of batch {self.schedule.batch_size}, "
                 f"n={self.n}, {self.order}, a state every {'step' if self.stride == 1 else f'{self.stride} steps'}, {self.nbytes / 2**20:.1f} MiB)")
+
+    def stepper(self, models: bool = False, compile: bool = False):
+        """The run's dynamics; for many models at once, or through torch's compiler: the same numbers to rounding, faster from the second call on."""
+        if not compile:
+            return self.dynamics.stacked if models else self.dynamics
+        from .compiled import CompiledDynamics  # importing the compiler takes a second
+        return self._compiled.setdefault(models, CompiledDynamics(self.stepper(models)))
 
     @property
     def n(self) -> int:
@@ -129,6 +139,11 @@ class Trajectory:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             self.dynamics.linearize(self.initial, self.batch(0), self.ones())
         return sum(saved.values()) or 1
+
+    @property
+    def graphs_at_once(self) -> int:
+        """How many linearised steps may be kept alive together."""
+        return max(1, GRAPH_BYTES // self.graph_bytes)
 
     def window(self, last_epochs: int | None) -> int:
         """The first step of the last `last_epochs` epochs; None means the whole run.

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from .storage import versions, write_atomically
+from ..tools.storage import write_atomically
+from ..tools.versions import versions
 
-RECORDED = Path(__file__).parents[1] / "notebooks" / "recorded"
+RECORDED = Path(__file__).parents[2] / "notebooks" / "recorded"
 KEYS = "seed", "metric", "method", "end", "rank", "n_removed", "last_epochs", "fraction", "instance"  #: what a row tells of
 WORDS = "metric", "method", "end"  #: those of them that are no numbers
 

@@ -1,0 +1,7 @@
+"""What is played: two networks, what each of them pays, and the state that training changes."""
+
+from .gan import GAN
+from .losses import LOSSES, Loss
+from .state import State, stack, unstack
+
+__all__ = ["GAN", "LOSSES", "Loss", "State", "stack", "unstack"]

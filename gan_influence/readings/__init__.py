@@ -1,0 +1,9 @@
+"""What is read off a run: influence, retraining, cleansing, and how well the first predicts the second."""
+
+from .agreement import Agreement, agreement
+from .cleansing import Cleansing, cleanse, isolation_forest, random_scores
+from .influence import harmfulness, influence, parameter_influence
+from .retraining import leave_one_out, retrain
+
+__all__ = ["Agreement", "Cleansing", "agreement", "cleanse", "harmfulness", "influence", "isolation_forest", "leave_one_out", "parameter_influence",
+           "random_scores", "retrain"]
