@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .tools.streams import stream
 from .tools.vision import torchvision
 
 MEAN = np.array([1.0, 1.0])
@@ -52,7 +53,7 @@ def normal_2d(train: int = 10_000, valid: int = 1_000, test: int = 1_000, seed: 
     torch.Size([5, 2])
     """
     def draw(part: int, n: int) -> Tensor:
-        return torch.from_numpy(np.random.default_rng([seed, part]).multivariate_normal(MEAN, COVARIANCE, n, method="cholesky")).to(dtype)
+        return torch.from_numpy(stream("normal_2d", seed, part).multivariate_normal(MEAN, COVARIANCE, n, method="cholesky")).to(dtype)
 
     return Split(draw(0, train), draw(1, valid), draw(2, test))
 
@@ -93,7 +94,7 @@ def mnist(root: str | os.PathLike | None = None, train: int = 50_000, valid: int
             raise ValueError(f"{raw / name} has {(raw / name).stat().st_size} of MNIST's {size} bytes: it is truncated or foreign; "
                              "delete it, and it will be downloaded again")
     learn, held_out = load(str(root), train=True), load(str(root), train=False)
-    order, test_order = (torch.from_numpy(np.random.default_rng([seed, part]).permutation(n)) for part, n in ((0, 60_000), (1, 10_000)))
+    order, test_order = (torch.from_numpy(stream("mnist", seed, part).permutation(n)) for part, n in ((0, 60_000), (1, 10_000)))
     chosen = [(learn, order[:train]), (learn, order[60_000 - valid:]), (held_out, test_order[:test])]
     labels = Split(*[source.targets[which] for source, which in chosen])
     return LabelledSplit(*[source.data[which, None].to(dtype) / 127.5 - 1 for source, which in chosen], labels)
@@ -125,7 +126,7 @@ def digits(train: int = 1_197, valid: int = 300, test: int = 300, seed: int = 0,
     if train + valid + test > n:
         raise ValueError(f"scikit-learn has {n} digits, but {train} + {valid} + {test} were asked for: ask for fewer, or use gi.data.mnist()")
     images = F.interpolate(torch.from_numpy(bunch.images)[:, None] / 8 - 1, size=(28, 28), mode="bilinear").to(dtype)
-    labels, order = torch.from_numpy(bunch.target).to(torch.int64), torch.from_numpy(np.random.default_rng([seed, 0]).permutation(n))
+    labels, order = torch.from_numpy(bunch.target).to(torch.int64), torch.from_numpy(stream("digits", seed).permutation(n))
     parts = order[:train], order[train:train + valid], order[n - test:]
     return LabelledSplit(*[images[which] for which in parts], Split(*[labels[which] for which in parts]))
 

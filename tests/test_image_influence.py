@@ -73,11 +73,12 @@ def test_one_sweep_of_several_metrics_equals_one_sweep_each():
     assert not torch.allclose(together["FID"] / together["FID"].norm(), together["IS"] / together["IS"].norm(), atol=0.1)
 
 
-def test_equals_the_slope_of_removing_a_little():
-    run = image_run("simultaneous")
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_the_slope_of_removing_a_little(seed):
+    run = gi.train(tiny_image_gan(weight_decay=1e-2), tiny_images(20), epochs=3, batch_size=5, optimizer=gi.SGD(0.03), order="simultaneous", seed=seed)
     for metric in image_metrics(run.gan).values():
         scores = gi.influence(run, metric)
-        slopes = fractional_leave_one_out(run, metric, range(run.n), fraction=1e-5)
+        slopes = sum(fractional_leave_one_out(run, metric, range(run.n), fraction) for fraction in (1e-4, -1e-4)) / 2
         assert float((scores - slopes).abs().max() / scores.abs().max()) < 1e-3, metric.name
 
 

@@ -89,7 +89,7 @@ def test_cache_returns_the_classifier_that_was_trained(tmp_path, recwarn):
     images, labels = two_classes()
     trained = train_classifier(images, labels, steps=20, test=(images, labels), cache=tmp_path / "cache")
     header = json.loads((tmp_path / "cache" / "classifier.json").read_text())
-    assert header["accuracy"] == trained.accuracy and header["classifier"] == 1 and header["classes"] == 2 and header["images"]
+    assert header["accuracy"] == trained.accuracy and header["classifier"] == 2 and header["classes"] == 2 and header["images"]
     written = (tmp_path / "cache" / "states.safetensors").stat().st_mtime_ns
     kept = train_classifier(images, labels, steps=20, cache=tmp_path / "cache")
     assert torch.equal(kept(images), trained(images)) and kept.accuracy == trained.accuracy
@@ -106,8 +106,8 @@ def test_a_cache_from_elsewhere_is_trained_again_and_said_so(tmp_path, monkeypat
             train_classifier(**{"images": images, "labels": labels, "steps": 5, "cache": tmp_path, **changed})
         with pytest.warns(UserWarning, match="trained again"):
             train_classifier(images, labels, steps=5, cache=tmp_path)
-    monkeypatch.setattr(sys.modules["gan_influence.models.classifier"], "VERSION", 2)
-    with pytest.raises(ValueError, match="classifier of another version: the file says 1, wanted is 2"):
+    monkeypatch.setattr(sys.modules["gan_influence.models.classifier"], "VERSION", 3)
+    with pytest.raises(ValueError, match="classifier of another version: the file says 2, wanted is 3"):
         load_classifier(tmp_path)
     with pytest.warns(UserWarning, match="another version"):
         train_classifier(images, labels, steps=5, cache=tmp_path)

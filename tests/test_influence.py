@@ -251,14 +251,15 @@ def test_aid_refuses_to_sum_a_diverging_series():
         gi.influence(run, Quadratic(), method="aid")
 
 
-def test_a_planted_outlier_is_harmful_and_its_removal_helps():
-    data = gi.data.normal_2d(train=300, valid=200, test=200, seed=0)
+@pytest.mark.parametrize("seed", range(3))
+def test_planted_outliers_are_harmful_and_their_removal_helps(seed):
+    data = gi.data.normal_2d(train=300, valid=200, test=200, seed=seed)
     x = data.train.clone()
     x[:15] = torch.tensor([-6.0, 6.0], dtype=torch.float64)
-    gan = gi.models.fcgan()
-    run = gi.train(gan, x, epochs=100, batch_size=50, optimizer=gi.SGD(0.05), seed=0)
+    gan = gi.models.fcgan(seed)
+    run = gi.train(gan, x, epochs=100, batch_size=50, optimizer=gi.SGD(0.05), seed=seed)
     metric = gi.metrics.AverageLogLikelihood(data.valid, gan.sample_latents(200, seed=1))
     harmful = gi.harmfulness(gi.influence(run, metric, last_epochs=5), metric)
-    worst = harmful.topk(15).indices
-    assert len(set(worst.tolist()) & set(range(15))) >= 12
-    assert metric(gan, gi.retrain(run, worst, last_epochs=5)) > metric(gan, run.final)
+    assert (harmful[:15] > 0).all()
+    for removed in gi.retrain(run, [range(15), harmful.topk(15).indices], last_epochs=5):  # inliers may be worse still, which is no mistake
+        assert metric(gan, removed) > metric(gan, run.final)

@@ -137,7 +137,7 @@ def test_a_file_of_another_format_or_with_wrong_tensors_is_refused(tmp_path):
     run = tiny_run()
     run.save(tmp_path)
     header, tensors = json.loads((tmp_path / "trajectory.json").read_text()), load_file(tmp_path / "states.safetensors")
-    for change, drop, message in [({"format": 99}, None, "format 99, this version reads 1"),
+    for change, drop, message in [({"format": 99}, None, "format 99, this version reads 2"),
                                   ({}, "4/generator.0.weight", "state 4 should hold generator.0.weight .* found nothing")]:
         kept = {name: p for name, p in tensors.items() if name != drop}
         save_file(kept, tmp_path / "states.safetensors", metadata={"header": json.dumps(header | change)})

@@ -2,10 +2,10 @@
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..tools.streams import stream
 from .losses import LOSSES, Loss
 from .state import State
 
@@ -75,14 +75,14 @@ class GAN:
                 for name, parameter in module.named_parameters():
                     parameter.copy_(parameters[name])
 
-    def sample_latents(self, n: int, seed: int) -> Tensor:
-        """Draw n standard normal latents, (n, latent_dim), a pure function of the seed on every device.
+    def sample_latents(self, n: int, seed: int, part: int = 0) -> Tensor:
+        """Draw n standard normal latents, (n, latent_dim), a pure function of seed and part on every device; training never draws them.
 
         >>> gan = GAN(nn.Linear(2, 3), nn.Linear(3, 1), latent_dim=2)
         >>> bool((gan.sample_latents(4, seed=1) == gan.sample_latents(4, seed=1)).all())
         True
         """
-        draw = np.random.default_rng(seed).standard_normal((n, self.latent_dim))
+        draw = stream("latents", seed, part).standard_normal((n, self.latent_dim))
         return torch.from_numpy(draw).to(self.device, self.dtype)
 
     def generate(self, state: State, latents: Tensor) -> Tensor:

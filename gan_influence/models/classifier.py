@@ -9,10 +9,11 @@ from torch.nn import functional as F
 
 from ..tools.progress import progress
 from ..tools.storage import fingerprint, read_tensors, write_tensors
+from ..tools.streams import torch_stream
 from ..tools.versions import versions
 from .dcgan import glorot
 
-VERSION = 1  # of architecture and training: raise it when either changes, and kept classifiers are trained again
+VERSION = 2  # of architecture and training: raise it when either changes, and kept classifiers are trained again
 READABLE = "classifier.json"
 
 
@@ -53,7 +54,7 @@ def classifier(seed: int = 0, classes: int = 10, dtype: torch.dtype = torch.floa
     torch.Size([3, 128])
     """
     module = Classifier(classes, dtype).eval()
-    glorot(module, torch.Generator().manual_seed(seed))
+    glorot(module, torch_stream("classifier", seed))
     return module
 
 
@@ -94,7 +95,7 @@ def train_classifier(images: Tensor, labels: Tensor, seed: int = 0, steps: int =
             warnings.warn(f"{error}; it is trained again", stacklevel=2)
 
     module = classifier(seed, classes).to(images.device)
-    order, waiting = torch.Generator().manual_seed(seed), []
+    order, waiting = torch_stream("classifier order", seed), []
     adam = torch.optim.Adam(module.parameters(), lr=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(adam, max_lr=0.01, total_steps=steps)
     for _ in progress(range(steps), desc="classifier", unit="step"):

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from ..game.gan import GAN
+from ..tools.streams import torch_stream
 
 KERNELS = 4, 3, 3, 2, 3, 3, 2
 STRIDES = 1, 2, 1, 1, 2, 1, 1
@@ -46,7 +47,7 @@ def dcgan(seed: int = 0, width: int = 32, latent_dim: int = 32, dtype: torch.dty
     discriminator += [nn.Flatten(), nn.utils.skip_init(nn.Linear, width, 1, dtype=dtype)]
     players = nn.Sequential(*generator), nn.Sequential(*discriminator)
 
-    random = torch.Generator().manual_seed(seed)
+    random = torch_stream("dcgan", seed)
     for module in players:
         glorot(module, random)
     return GAN(*players, latent_dim, loss, weight_decay)

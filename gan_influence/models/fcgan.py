@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from ..game.gan import GAN
+from ..tools.streams import torch_stream
 
 
 def fcgan(seed: int = 0, latent_dim: int = 10, activation: type[nn.Module] = nn.ReLU, dtype: torch.dtype = torch.float64,
@@ -26,7 +27,7 @@ def fcgan(seed: int = 0, latent_dim: int = 10, activation: type[nn.Module] = nn.
         linears = [nn.utils.skip_init(nn.Linear, a, b, bias=False, dtype=dtype) for a, b in zip(widths, widths[1:])]
         return nn.Sequential(*[module for linear in linears for module in (linear, activation())][:-1])
 
-    random = torch.Generator().manual_seed(seed)
+    random = torch_stream("fcgan", seed)
     generator, discriminator = layers(latent_dim, 32, 32, 2), layers(2, 64, 64, 1)
     for parameter in [*generator.parameters(), *discriminator.parameters()]:
         nn.init.xavier_uniform_(parameter, generator=random)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..game.gan import GAN
+from ..tools.streams import torch_stream
 
 
 class Affine(nn.Module):
@@ -52,7 +53,7 @@ def lqgan(variant: Literal["wasserstein", "non_saturating"] = "non_saturating", 
     """
     if variant not in ("wasserstein", "non_saturating"):
         raise ValueError(f"unknown variant {variant!r}: choose 'wasserstein' or 'non_saturating'")
-    start = torch.randn(4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 0.1
+    start = torch.randn(4, generator=torch_stream("lqgan", seed), dtype=torch.float64) * 0.1
     return GAN(Affine(1 + start[0].item(), start[1].item(), dtype), Quadratic(start[None, 2:].to(dtype)), latent_dim=1,
                loss=variant, weight_decay=rho if variant == "wasserstein" else 0.0)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..game.state import State
 from ..tools.memory import in_chunks_that_fit
+from ..tools.streams import stream
 from ..training.trajectory import Trajectory
 from .retraining import retrain
 
@@ -150,7 +151,7 @@ def random_scores(n: int, seed: int = 0) -> Tensor:
     >>> bool((random_scores(5, seed=1) == random_scores(5, seed=1)).all())
     True
     """
-    return torch.from_numpy(np.random.default_rng(seed).random(n))
+    return torch.from_numpy(stream("random scores", seed).random(n))
 
 
 def _counts(n: int, fractions: Iterable[float]) -> list[int]:

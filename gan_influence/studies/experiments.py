@@ -19,6 +19,7 @@ from ..readings.agreement import agreement
 from ..readings.cleansing import Cleansing, cleanse, isolation_forest, random_scores
 from ..readings.influence import harmfulness, influence
 from ..readings.retraining import counterfactuals, leave_one_out
+from ..tools.streams import stream
 from ..training.optimizers import SGD
 from ..training.trajectory import Trajectory, train
 from .published import PUBLISHED_ACCURACY, PUBLISHED_REMOVAL
@@ -85,7 +86,7 @@ class Protocol:
             run = train(gan, train_x, self.epochs, self.batch_size, SGD(self.learning_rate), self.order, seed)
             if folder:
                 run.save(folder)
-        valid, test = (self._metrics(x, gan.sample_latents(self.latents, seed=[seed, part]), classifier) for part, x in ((1, valid_x), (3, test_x)))
+        valid, test = (self._metrics(x, gan.sample_latents(self.latents, seed, part), classifier) for part, x in enumerate((valid_x, test_x), 1))
         return Setup(run, valid, test, parts, classifier, folder and Path(folder))
 
     def _metrics(self, x: Tensor, latents: Tensor, classifier: nn.Module | None) -> dict:
@@ -177,8 +178,8 @@ REMOVAL = {
     "paper": Removal(),
     "quick": Removal(n=5_000, learning_rate=1e-2, held_out=2_000, latents=2_000),  # a tenth of the steps, each ten times as long
     "mnist paper": Removal("mnist", epochs=20, fractions=(.01, .02, .05, .1, .2, .3, .4, .5, .7, .9)),
-    # A fifth of the instances and of the steps, each five times as long, through networks of a quarter of the width.
-    "mnist small": Removal("mnist", n=10_000, epochs=20, learning_rate=5e-3, width=8, latents=2_000, fractions=(.01, .05, .1, .2, .3, .5, .7)),
+    # A fifth of the instances and three tenths of the steps, each twice as long, through networks of a quarter of the width.
+    "mnist small": Removal("mnist", n=10_000, epochs=30, learning_rate=2e-3, width=8, latents=2_000, fractions=(.01, .05, .1, .2, .3, .5, .7)),
     "mnist quick": Removal("mnist", n=2_000, epochs=16, learning_rate=5e-3, width=8, held_out=1_000, latents=500, fractions=(.05, .2, .5)),
     "digits quick": Removal("digits", n=1_100, epochs=28, learning_rate=2e-3, width=8, held_out=300, latents=500, fractions=(.05, .2, .5)),
 }
@@ -212,7 +213,7 @@ def images_at_hand() -> str:
 
 def chosen_instances(config: Protocol, seed: int, instances: int | None = None) -> np.ndarray:
     """Which instances an experiment leaves out, one at a time: a random draw without replacement; by default as many as Experiment 1 does."""
-    return np.random.default_rng([seed, 2]).choice(config.n, instances or config.instances, replace=False)
+    return stream("chosen instances", seed).choice(config.n, instances or config.instances, replace=False)
 
 
 def accuracy_experiment(config: Accuracy, seed: int, device: str = "cpu", compile: bool = False, setup: Setup | None = None,

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..tools.storage import write_atomically
+from ..tools.streams import STREAMS
 from ..tools.versions import versions
 
 RECORDED = Path(__file__).parents[2] / "notebooks" / "recorded"
@@ -40,8 +41,9 @@ def record(protocol, seeds: Iterable[int], out: str | os.PathLike, device: str =
     if unknown := [piece for piece in pieces if piece not in protocol.pieces]:
         raise ValueError(f"this experiment has the pieces {', '.join(protocol.pieces)}, but not {', '.join(unknown)}")
     for path, run in _finished(out):
-        if run["config"] != plain(protocol):
-            raise ValueError(f"{path} was run with another protocol than the one asked for: give each protocol a folder of its own")
+        if (run["config"], run.get("streams")) != (plain(protocol), STREAMS):
+            raise ValueError(f"{path} was run with another protocol, or with random streams of another version, than the one asked for: "
+                             "give each protocol a folder of its own")
     for seed in seeds:
         waiting = [piece for piece in pieces if not _file(out, seed, piece).exists()]
         began, setup = time.perf_counter(), protocol.prepare(seed, device, out / f"seed-{seed}") if waiting else None
@@ -51,8 +53,8 @@ def record(protocol, seeds: Iterable[int], out: str | os.PathLike, device: str =
             if tensors:
                 save_file({name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}, path.with_suffix(".partial"))
                 os.replace(path.with_suffix(".partial"), path.with_suffix(".safetensors"))
-            header = {"config": plain(protocol), "seed": seed, "piece": piece, "device": device_name(device), "threads": torch.get_num_threads(),
-                      "versions": versions(), "wall_seconds": round(time.perf_counter() - began, 1)}
+            header = {"config": plain(protocol), "streams": STREAMS, "seed": seed, "piece": piece, "device": device_name(device),
+                      "threads": torch.get_num_threads(), "versions": versions(), "wall_seconds": round(time.perf_counter() - began, 1)}
             write_atomically(path, json.dumps({**header, "parts": parts}))
             print(f"seed {seed}, {piece}: {header['wall_seconds']:.0f} s", flush=True)
             began = time.perf_counter()
@@ -76,12 +78,12 @@ def gather(out: str | os.PathLike, target: str | os.PathLike) -> None:
     runs, target = [run for _, run in _finished(Path(out))], Path(target)
     if not runs:
         raise FileNotFoundError(f"{out} holds no finished piece (seed-*.json): run the experiment there first")
-    header = {"config": runs[0]["config"], "versions": runs[0]["versions"], "device": [], "threads": [], "pieces": {}}
+    header = {"config": runs[0]["config"], "streams": runs[0]["streams"], "versions": runs[0]["versions"], "device": [], "threads": [], "pieces": {}}
     path = target.with_suffix(".json")
     if path.exists():
         header = json.loads(path.read_text()) | {"versions": runs[0]["versions"]}
-        if header["config"] != runs[0]["config"]:
-            raise ValueError(f"{path} records another protocol than {out}: remove that recording, or choose another target")
+        if (header["config"], header.get("streams")) != (runs[0]["config"], runs[0]["streams"]):
+            raise ValueError(f"{path} records another protocol, or other random streams, than {out}: remove that recording, or choose another target")
     for run in runs:
         seed, piece = str(run["seed"]), run["piece"]
         header["pieces"].setdefault(seed, {})[piece] = run["wall_seconds"]

@@ -2,9 +2,10 @@
 
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from ..tools.streams import stream
 
 
 class Schedule:
@@ -39,15 +40,15 @@ class Schedule:
     def latents(self, t: int) -> tuple[Tensor, Tensor | None]:
         """Step t's latents, (batch_size, latent_dim) float64: the discriminator's, and the generator's own unless shared."""
         epoch, row = divmod(t, self.steps_per_epoch)
-        return self._latents(1, epoch)[row], None if self.shared else self._latents(2, epoch)[row]
+        return self._latents("discriminator", epoch)[row], None if self.shared else self._latents("generator", epoch)[row]
 
     def _draw_order(self, epoch: int) -> Tensor:
-        order = np.random.default_rng([self.seed, 0, epoch]).permutation(self.n)
+        order = stream("order", self.seed, epoch).permutation(self.n)
         return torch.from_numpy(order[: self.steps_per_epoch * self.batch_size]).view(self.steps_per_epoch, self.batch_size)
 
-    def _draw_latents(self, player: int, epoch: int) -> Tensor:
+    def _draw_latents(self, player: str, epoch: int) -> Tensor:
         shape = self.steps_per_epoch, self.batch_size, self.latent_dim
-        return torch.from_numpy(np.random.default_rng([self.seed, player, epoch]).standard_normal(shape))
+        return torch.from_numpy(stream(f"{player} latents", self.seed, epoch).standard_normal(shape))
 
     def describe(self) -> dict:
         return {"kind": "seeded", "n": self.n, "batch_size": self.batch_size, "epochs": self.steps // self.steps_per_epoch,

@@ -18,7 +18,7 @@ from .dynamics import Batch, Dynamics, Order, deterministic
 from .optimizers import OPTIMIZERS, SGD
 from .schedule import RecordedSchedule, Schedule, restore_schedule
 
-FORMAT = 1
+FORMAT = 2
 GRAPH_BYTES = 128 * 2**20  #: of graphs of one pull-back that are kept at once
 DENSE_BYTES = 512 * 2**20  #: of an epoch's states that are all kept without being asked for
 HEADER = ("format", "data", "gan", "optimizer", "order", "stride", "schedule", "steps")  # what a saved run must say about itself
