@@ -1,4 +1,4 @@
-"""The command line's batch runs: `gan-influence list`, `run`, `status` and `gather`."""
+"""The command line's batch runs: `gan-influence run`, `status` and `gather`."""
 
 import argparse
 import signal
@@ -10,28 +10,6 @@ from pathlib import Path
 
 from ..tools.progress import progress
 from .record import check_gpu, seeds
-
-
-def add_list(commands) -> argparse.ArgumentParser:
-    command = commands.add_parser("list", help="the notebooks and their parameters", description="""\
-Show every notebook with the parameters that `run` and `demo` can change: name, type, value, meaning.""")
-    command.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="only these: a number, a name or a path")
-    command.set_defaults(call=_list)
-    return command
-
-
-def _list(options) -> None:
-    notebooks = notebook_tools(options)
-    try:
-        paths = [notebooks.find(name) for name in options.notebooks] or notebooks.every()
-    except ValueError as error:
-        options.parser.error(str(error))
-    for path in paths:
-        print(notebooks.title(path), f"({path.name})")
-        for name, one in notebooks.declared(path).items():
-            if name != "out":  # that is --out
-                print(f"  {name:15} {one['inferred_type_name']:6} {one['default']:12} {one['help']}".rstrip())
-        print()
 
 
 def add_run(commands) -> argparse.ArgumentParser:
