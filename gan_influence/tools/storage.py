@@ -1,4 +1,4 @@
-"""Files that are whole or absent: tensors with a header, text, and the fingerprints that tell data sets apart."""
+"""Files that are whole or absent: tensors with a header, and the fingerprints that tell data sets apart."""
 
 import hashlib
 import json
@@ -9,6 +9,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from .files import write_atomically
 
 
 def write_tensors(folder: str | os.PathLike, readable: str, header: dict, tensors: dict[str, Tensor]) -> None:
@@ -38,19 +40,6 @@ def read_tensors(folder: str | os.PathLike, readable: str, device: str, needs: S
     except (OSError, json.JSONDecodeError, SafetensorError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder} does not hold a whole trajectory ({error}): it may be truncated or foreign; record the run again") from error
     return header, tensors
-
-
-def write_atomically(path: str | os.PathLike, text: str) -> None:
-    """Write a text file whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text)
-        os.replace(partial, path)
-    except OSError:  # a disk that is full needs the room
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def fingerprint(x: Tensor) -> str:
