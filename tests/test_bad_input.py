@@ -49,7 +49,7 @@ def test_data_that_cannot_be_generated(last, low, high):
 
 
 def test_shapes_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"one logit per instance.*for 2 instances it returned shape \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"one logit per instance.*for 6 instances it returned shape \(6, 3\)"):
         gi.train(gan_with(output=3), tiny_data(), 1, 6)
     with pytest.raises(ValueError, match=r"instances of shape \(2,\), but the data has \(5,\)"):
         gi.train(tiny_gan(), torch.zeros(10, 5), 1, 6)

@@ -13,8 +13,9 @@ import torch
 
 import gan_influence as gi
 from conftest import tiny_data, tiny_gan, tiny_metric, tiny_run
+from gan_influence.tools import storage
+from gan_influence.training.keeping import default_stride
 from gan_influence.training.schedule import Schedule
-from gan_influence.training.trajectory import default_stride
 
 
 def equal(a, b):
@@ -52,7 +53,7 @@ def test_cost_is_known_before_training(monkeypatch):
     gan = gi.models.dcgan(width=2)
     run = gi.train(gan, torch.zeros(40, 1, 28, 28), 5, 2, gi.SGD(0.1))
     assert gi.trajectory_bytes(gan, 40, 5, 2) == run.nbytes and set(run.states) >= set(range(80, 101)), "convolutions keep the last epoch"
-    monkeypatch.setattr("gan_influence.training.trajectory.DENSE_BYTES", run.initial.nbytes)
+    monkeypatch.setattr("gan_influence.training.keeping.DENSE_BYTES", run.initial.nbytes)
     assert gi.trajectory_bytes(gan, 40, 5, 2) < run.nbytes, "but not at any price"
     assert default_stride(5000, 100) == 25 and default_stride(40, 10) == 2 and default_stride(7, 7) == 1
 
@@ -140,6 +141,7 @@ def test_a_file_of_another_format_or_with_wrong_tensors_is_refused(tmp_path):
     for change, drop, message in [({"format": 99}, None, "format 99, this version reads 2"),
                                   ({}, "4/generator.0.weight", "state 4 should hold generator.0.weight .* found nothing")]:
         kept = {name: p for name, p in tensors.items() if name != drop}
+        change["checksum"] = storage._checksum(kept)
         save_file(kept, tmp_path / "states.safetensors", metadata={"header": json.dumps(header | change)})
         with pytest.raises(ValueError, match=message):
             gi.Trajectory.load(tmp_path, run.gan, run.x)
@@ -187,6 +189,7 @@ def test_an_influence_over_dense_epochs_replays_nothing(monkeypatch):
     monkeypatch.setattr(sys.modules["gan_influence.training.trajectory"], "GRAPH_BYTES", 0)  # as if two steps' graphs did not fit
     steps, step = [], gi.Dynamics.step
     monkeypatch.setattr(gi.Dynamics, "step", lambda self, *arguments: (steps.append(torch.is_grad_enabled()), step(self, *arguments))[1])
+    monkeypatch.setattr(sys.modules["gan_influence.readings.influence"], "check_derivative", lambda run: None)
     gi.influence(run, tiny_metric(run.gan), last_epochs=2)
     assert all(steps), "replayed steps run without gradients"
     gi.influence(run, tiny_metric(run.gan), last_epochs=4)

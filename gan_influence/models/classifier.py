@@ -126,7 +126,7 @@ def load_classifier(cache: str | os.PathLike, made_from: dict | None = None) -> 
         ValueError: for a file that is truncated or foreign, of another version, or made from something else.
     """
     try:
-        header, tensors = read_tensors(cache, READABLE, "cpu", ["classifier", "classes", "accuracy"])
+        header, tensors = read_tensors(cache, READABLE, "cpu", {"classifier": int, "classes": int, "accuracy": dict})
     except ValueError as error:
         raise ValueError(f"{cache} does not hold a whole classifier: it may be truncated or foreign; remove it, and train again") from error
     for key, value in {"classifier": VERSION, **(made_from or {})}.items():

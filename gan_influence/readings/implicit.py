@@ -43,8 +43,9 @@ def _neumann(gradient: State, pull_at: Callable[[int], Pull], epoch: range, iter
             raise FloatingPointError(f"AID assumes that training has settled where it attracts, but its Neumann series diverges (term {k}): "
                                      "lower the learning rate, add weight decay, or use method='itd'")
         if change < tolerance:
-            break
-    return w
+            return w
+    raise FloatingPointError(f"AID assumes a Neumann series that comes to rest, but after {iterations} terms the last is still {change:.1e} of the sum "
+                             f"({tolerance:.1e} was wanted): allow more iterations, train at a larger learning rate, or use method='itd'")
 
 
 def _norm(state: State) -> float:

@@ -14,6 +14,7 @@ from ..tools.memory import in_chunks_that_fit
 from ..tools.progress import progress
 from ..training.dynamics import Dynamics, deterministic
 from ..training.trajectory import Trajectory
+from .derivative import check_derivative
 from .implicit import implicit
 
 Metric = Callable[[GAN, State], Tensor]
@@ -35,15 +36,15 @@ def influence(run: Trajectory, metric: Metric | Mapping[str, Metric], last_epoch
         method: "itd" differentiates the recorded steps (iterative differentiation). "aid" assumes that the last state is a
             fixed point of training and solves for the influence there, without the trajectory (approximate implicit differentiation).
         compile: compile the pull-back first (half a minute, once per run; needs a C++ compiler), for long windows.
-        iterations, tolerance: of "aid" only: when to stop its Neumann series.
+        iterations, tolerance: of "aid" only: its Neumann series must come to rest, its last term below `tolerance` of the sum, in so many terms.
 
     Returns:
         (n,) float64 on the CPU, in the metric's units: predicted metric(without j) − metric(with j). Positive: removing j
         raises the metric. Exactly 0 for an instance that the window never drew. A dict for a dict.
 
     Raises:
-        ValueError: for a metric that does not reach the generator, or a window longer than the run.
-        FloatingPointError: for a metric, gradient or cotangent that is not finite; the message names the step.
+        ValueError: for a metric that does not reach the generator, a window longer than the run, or a step that torch differentiates wrongly.
+        FloatingPointError: for a metric, gradient or cotangent that is not finite, the message naming the step; for a Neumann series that does not converge.
 
     Source: Terashita et al., ICLR 2021, section 3 (ITD); Terashita et al., TNNLS 2025 (AID).
 
@@ -57,6 +58,7 @@ def influence(run: Trajectory, metric: Metric | Mapping[str, Metric], last_epoch
     metrics = metric if isinstance(metric, Mapping) else {"metric": metric}
     start = run.window(last_epochs)
     cotangents = [_gradient(run, m) for m in metrics.values()]
+    check_derivative(run)
     if method == "itd":
         scores = _sweep(run, cotangents, start, compile)
     elif method == "aid":
@@ -120,7 +122,7 @@ def harmfulness(scores: Tensor, metric: Metric) -> Tensor:
 def _gradient(run: Trajectory, metric: Metric) -> State:
     """The metric's gradient by the final state."""
     name = getattr(metric, "name", repr(metric))
-    state = run.final.map(lambda p: p.detach().requires_grad_())
+    state = run.final.map(Tensor.requires_grad_)  # a copy, whatever the metric does to it
     parameters = state.tensors()
 
     def differentiate() -> Sequence[Tensor | None]:

@@ -51,7 +51,7 @@ class Dynamics:
         networks = gan.apply_generator, gan.apply_discriminator
         self.generator, self.discriminator = map(torch.func.vmap, networks) if models else networks
         self.kernels = [{name for name, p in module.named_parameters() if p.ndim >= 2 and gan.weight_decay}
-                        for module in (gan.generator, gan.discriminator)]
+                        for module in gan.networks]
 
     def initial(self) -> State:
         """The state that training starts from: the modules' parameters and a fresh optimiser memory."""
@@ -137,7 +137,8 @@ class Dynamics:
         differentiable = torch.is_grad_enabled()
         # Each instance's loss has derivative 1/B in the average. Stacked models are independent: each one's gradient is its own block.
         share = torch.full_like(loss, 1 / loss.shape[-1])
-        gradients = torch.autograd.grad(loss, list(parameters.values()), share, create_graph=differentiable, retain_graph=retain or differentiable)
+        gradients = torch.autograd.grad(loss, list(parameters.values()), share, create_graph=differentiable, retain_graph=retain or differentiable,
+                                        allow_unused=True, materialize_grads=True)
         decay, kernels = self.gan.weight_decay, self.kernels[player]
         return {name: g + decay * p if name in kernels else g for (name, p), g in zip(parameters.items(), gradients)}
 

@@ -57,11 +57,11 @@ OPTIMIZERS = {SGD.name: SGD}
 
 def _per_step(rate, steps: int) -> Tensor:
     rates = torch.as_tensor(_plain(rate), dtype=torch.float64)
-    if rates.ndim == 0:
-        return rates.expand(steps)
-    if len(rates) < steps:
+    if rates.ndim > 1 or rates.ndim and len(rates) != steps:
         raise ValueError(f"a learning rate per step was given for {len(rates)} steps, but the run has {steps}: give one number, or {steps}")
-    return rates[:steps]
+    if (rates < 0).any():
+        raise ValueError(f"a learning rate is 0 or more, but got {float(rates.min())}: turn the sign of the loss instead")
+    return rates.expand(steps)
 
 
 def _plain(rate) -> float | list[float]:

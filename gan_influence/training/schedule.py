@@ -5,6 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..tools.checks import whole
 from ..tools.streams import stream
 
 
@@ -25,13 +26,17 @@ class Schedule:
     """
 
     def __init__(self, n: int, batch_size: int, epochs: int, latent_dim: int, shared: bool, seed: int):
-        if not 1 <= batch_size <= n:
+        if not 1 <= whole("batch_size", batch_size) <= n:
             raise ValueError(f"a batch holds between 1 and n = {n} distinct instances, but batch_size is {batch_size}")
+        whole("epochs", epochs)
         self.n, self.batch_size, self.latent_dim, self.shared, self.seed = n, batch_size, latent_dim, shared, seed
         self.steps_per_epoch = n // batch_size
         self.steps = epochs * self.steps_per_epoch
         # Keep the two epochs that a sweep across a boundary touches; a whole epoch is drawn at once because that is cheap.
         self._order, self._latents = lru_cache(2)(self._draw_order), lru_cache(4)(self._draw_latents)
+
+    def __reduce__(self):
+        return restore_schedule, (self.describe(), {})
 
     def indices(self, t: int) -> Tensor:
         """The instances that step t draws, (batch_size,) int64."""

@@ -1,9 +1,11 @@
 """A training run as a value: the states along the way, exact replay in between, files that hold it."""
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from functools import cached_property
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -11,17 +13,20 @@ from torch import Tensor
 
 from ..game.gan import GAN
 from ..game.state import State
+from ..tools.checks import whole
 from ..tools.progress import progress
 from ..tools.storage import fingerprint, read_tensors, write_tensors
 from ..tools.versions import versions
+from .conditions import instances, refuse_other_modes
 from .dynamics import Batch, Dynamics, Order, deterministic
+from .keeping import default_stride, kept_steps
 from .optimizers import OPTIMIZERS, SGD
 from .schedule import RecordedSchedule, Schedule, restore_schedule
 
 FORMAT = 2
 GRAPH_BYTES = 128 * 2**20  #: of graphs of one pull-back that are kept at once
-DENSE_BYTES = 512 * 2**20  #: of an epoch's states that are all kept without being asked for
-HEADER = ("format", "data", "gan", "optimizer", "order", "stride", "schedule", "steps")  # what a saved run must say about itself
+HEADER = {"format": int, "threads": int, "data": dict, "gan": dict, "optimizer": dict, "order": str, "stride": int, "schedule": dict,
+          "steps": int}  # what a saved run must say about itself
 
 
 class Trajectory:
@@ -38,11 +43,14 @@ class Trajectory:
 
     def __init__(self, gan: GAN, x: Tensor, optimizer, order: Order, schedule: Schedule | RecordedSchedule, stride: int,
                  states: dict[int, State]):
-        self.gan, self.x, self.optimizer, self.order = gan, x, optimizer, order
+        self.gan, self.x, self.optimizer, self.order = gan.copy(), x, optimizer, order
         self.schedule, self.stride, self.states = schedule, stride, states
-        self.dynamics = Dynamics(gan, optimizer, order)
-        self._compiled = {}
+        self.dynamics = Dynamics(self.gan, optimizer, order)
+        self.fingerprint, self._compiled = fingerprint(x), {}
         self.learning_rates = optimizer.learning_rates(schedule.steps).tolist()
+
+    def __reduce__(self):
+        return Trajectory, (self.gan, self.x, self.optimizer, self.order, self.schedule, self.stride, self.states)
 
     def __repr__(self) -> str:
         return (f"Trajectory({self.steps} steps = {self.steps / self.schedule.steps_per_epoch:g} epochs of batch {self.schedule.batch_size}, "
@@ -54,6 +62,15 @@ class Trajectory:
             return self.dynamics.stacked if models else self.dynamics
         from .compiled import CompiledDynamics  # importing the compiler takes a second
         return self._compiled.setdefault(models, CompiledDynamics(self.stepper(models)))
+
+    def double(self) -> Dynamics:
+        """The run's dynamics in float64, whatever the run's own type is."""
+        if self.gan.dtype == torch.float64:
+            return self.dynamics
+        gan = self.gan.copy()
+        for network in gan.networks:
+            network.double()
+        return Dynamics(gan, self.optimizer, self.order)
 
     @property
     def n(self) -> int:
@@ -67,13 +84,13 @@ class Trajectory:
 
     @property
     def initial(self) -> State:
-        """The state before the first step."""
-        return self.states[0]
+        """The state before the first step; like every state that a run hands out, a copy."""
+        return self.state(0)
 
     @property
     def final(self) -> State:
         """The state after the last step."""
-        return self.states[self.steps]
+        return self.state(self.steps)
 
     @property
     def nbytes(self) -> int:
@@ -96,7 +113,8 @@ class Trajectory:
         if not 0 <= t <= self.steps:
             raise IndexError(f"this run has states 0..{self.steps}, but state {t} was asked for")
         kept = max(s for s in self.states if s <= t)
-        return self.replay(kept, t) if kept < t else self.states[t]
+        state = self.states[kept].map(Tensor.clone)
+        return last(self.walk(state, kept, t)) if kept < t else state
 
     def replay(self, start: int = 0, stop: int | None = None) -> State:
         """Run steps start..stop-1 again and return the state reached; with nothing removed, the recorded one bit for bit."""
@@ -146,17 +164,38 @@ class Trajectory:
         return max(1, GRAPH_BYTES // self.graph_bytes)
 
     def window(self, last_epochs: int | None) -> int:
-        """The first step of the last `last_epochs` epochs; None means the whole run.
+        """The first step of the last `last_epochs` epochs, None meaning the whole run, for a reading that begins now.
 
         Raises:
-            ValueError: for a window longer than the run.
+            ValueError: for a window longer than the run, or when the training set is no longer what was trained on.
+            RuntimeError: where the reading would compute something else than the run did, or nothing.
         """
+        self._refuse_other_conditions()
         if last_epochs is None:
             return 0
-        start = self.steps - last_epochs * self.schedule.steps_per_epoch
-        if last_epochs < 1 or start < 0:
-            raise ValueError(f"last_epochs must lie between 1 and the run's {self.steps // self.schedule.steps_per_epoch} epochs, got {last_epochs}")
-        return start
+        epochs = self.steps // self.schedule.steps_per_epoch
+        if isinstance(last_epochs, bool) or not isinstance(last_epochs, Integral) or not 1 <= last_epochs <= epochs:
+            raise ValueError(f"last_epochs must be a whole number between 1 and the run's {epochs} epochs, got {last_epochs!r}")
+        return self.steps - int(last_epochs) * self.schedule.steps_per_epoch
+
+    def _refuse_other_conditions(self) -> None:
+        if fingerprint(self.x) != self.fingerprint:
+            raise ValueError("a reading assumes the training set that was trained on, but x has been changed since: leave it alone, or train on x.clone()")
+        refuse_other_modes(self.x.device)
+
+    def verify_replay(self) -> None:
+        """Run again from one kept state to the next, and refuse the run when that ends elsewhere.
+
+        Raises:
+            ValueError: with both distances.
+        """
+        kept = sorted(self.states)
+        stop = kept[min(1, len(kept) - 1)]
+        state, expected = self.states[0], self.states[stop]
+        gap, moved = _distance(last(self.walk(state, 0, stop)), expected), _distance(state, expected)
+        if not gap <= 1e-3 * moved + 4 * torch.finfo(self.gan.dtype).eps * max(float(p.abs().max()) for p in expected.tensors()):
+            raise ValueError(f"a run assumes that its steps can be taken again, but steps 0..{stop - 1} end {gap:.1e} away from where they ended, having moved "
+                             f"{moved:.1e}: a network, loss or optimiser is not the one that was trained, or remembers something between calls")
 
     def draws(self, start: int) -> np.ndarray:
         """The instances that steps start..T-1 draw, (T - start, B) int64."""
@@ -164,11 +203,12 @@ class Trajectory:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write `trajectory.json` and `states.safetensors` into the folder `path`; a run saved there before stays whole until the new one is."""
+        self._refuse_other_conditions()
         header = {
             "format": FORMAT, "versions": versions(), "threads": torch.get_num_threads(), "device": str(self.x.device),
             "gan": self.gan.describe(), "optimizer": {"name": self.optimizer.name, **self.optimizer.describe()},
             "order": self.order, "stride": self.stride, "schedule": self.schedule.describe(), "steps": self.steps,
-            "data": {"shape": list(self.x.shape), "fingerprint": fingerprint(self.x)},
+            "data": {"shape": list(self.x.shape), "fingerprint": self.fingerprint},
         }
         tensors = {f"{t}/{name}": p.cpu().contiguous() for t, state in self.states.items() for name, p in state.named().items()}
         write_tensors(path, "trajectory.json", header, tensors | self.schedule.tensors())
@@ -213,7 +253,12 @@ class Trajectory:
         if not steps or steps[0] != 0 or steps[-1] != schedule.steps or schedule.steps != header["steps"]:
             raise ValueError(f"{path} should hold states 0..{schedule.steps} but holds {steps}: it may be truncated; record the run again")
         states = {t: _state(path, t, template, tensors) for t in steps}
-        return cls(gan, x, optimizer, header["order"], schedule, header["stride"], states)
+        if header["threads"] != torch.get_num_threads():
+            warnings.warn(f"{path} was recorded with {header['threads']} threads and is read with {torch.get_num_threads()}: the last digits of a replay "
+                          f"may differ; torch.set_num_threads({header['threads']}) makes them equal", stacklevel=2)
+        run = cls(gan, x, optimizer, header["order"], schedule, header["stride"], states)
+        run.verify_replay()
+        return run
 
     @classmethod
     def from_recording(cls, gan: GAN, x, indices, latents, optimizer, order: Order = "alternating", generator_latents=None,
@@ -297,8 +342,11 @@ def train(gan: GAN, x, epochs: int, batch_size: int = 100, optimizer: SGD | None
 def record(gan: GAN, x: Tensor, optimizer, order: Order, schedule, stride: int | None = None, initial: State | None = None,
            dense_epochs: int | None = None) -> Trajectory:
     """Run a schedule from an initial state (the modules' own by default), keeping a state every `stride` steps."""
-    gan.check(x)
-    stride = stride or default_stride(schedule.steps, schedule.steps_per_epoch)
+    refuse_other_modes(x.device)
+    if missing := [method for method in ("init", "update", "learning_rates") if not hasattr(optimizer, method)]:
+        raise ValueError(f"an optimiser is a value such as gi.SGD(1e-3), with init, update and learning_rates, but {optimizer!r} has no {missing[0]}")
+    gan.check(x, schedule.batch_size)
+    stride = default_stride(schedule.steps, schedule.steps_per_epoch) if stride is None else whole("stride", stride)
     kept = kept_steps(gan, schedule.steps, schedule.steps_per_epoch, stride, dense_epochs)
     run = Trajectory(gan, x, optimizer, order, schedule, stride, {})
     like = {"device": x.device, "dtype": x.dtype}
@@ -309,76 +357,13 @@ def record(gan: GAN, x: Tensor, optimizer, order: Order, schedule, stride: int |
             if not state.is_finite():
                 _blame(run, max(run.states, default=0), t)
             run.states[t] = state
+    run.verify_replay()
     return run
 
 
 def last(states: Iterator[State]) -> State:
     """The last of an iterator's states, without keeping the others."""
     return deque(states, maxlen=1).pop()
-
-
-def default_stride(steps: int, steps_per_epoch: int) -> int:
-    """Steps between kept states: about ½√T, dividing an epoch, so that memory and replay both grow like √T.
-
-    >>> default_stride(5000, 100)
-    25
-    """
-    return max(d for d in range(1, steps_per_epoch + 1) if steps_per_epoch % d == 0 and (d == 1 or 4 * d * d <= steps))
-
-
-def default_dense_epochs(gan: GAN, steps_per_epoch: int) -> int:
-    """Last epochs of which every state is kept: one for convolutional networks, if it takes no more than DENSE_BYTES; else none.
-
-    >>> import gan_influence as gi
-    >>> default_dense_epochs(gi.models.dcgan(), 500), default_dense_epochs(gi.models.fcgan(), 500)
-    (1, 0)
-    """
-    state = gan.state()
-    convolutional = any(p.ndim > 2 for p in state.tensors())
-    return int(convolutional and steps_per_epoch * state.nbytes <= DENSE_BYTES)
-
-
-def kept_steps(gan: GAN, steps: int, steps_per_epoch: int, stride: int, dense_epochs: int | None) -> set[int]:
-    """Which of the states 0..T a run keeps: one every `stride` steps, all of the last `dense_epochs` epochs, and the last.
-
-    >>> import gan_influence as gi
-    >>> sorted(kept_steps(gi.models.fcgan(), steps=8, steps_per_epoch=2, stride=3, dense_epochs=1))
-    [0, 3, 6, 7, 8]
-    """
-    dense_epochs = default_dense_epochs(gan, steps_per_epoch) if dense_epochs is None else dense_epochs
-    return {*range(0, steps, stride), *range(max(0, steps - dense_epochs * steps_per_epoch), steps + 1)}
-
-
-def trajectory_bytes(gan: GAN, n: int, epochs: int, batch_size: int = 100, optimizer: SGD | None = None, stride: int | None = None,
-                     dense_epochs: int | None = None) -> int:
-    """What a run's kept states will occupy, in bytes, before it is trained.
-
-    >>> import gan_influence as gi
-    >>> trajectory_bytes(gi.models.fcgan(), n=10_000, epochs=50) / 2**20  # MiB
-    8.73486328125
-    """
-    steps_per_epoch = n // batch_size
-    steps = epochs * steps_per_epoch
-    stride = stride or default_stride(steps, steps_per_epoch)
-    return len(kept_steps(gan, steps, steps_per_epoch, stride, dense_epochs)) * Dynamics(gan, optimizer or SGD(1e-3)).initial().nbytes
-
-
-def instances(gan: GAN, x) -> Tensor:
-    """A training set as a tensor of the GAN's floating type on the GAN's device, checked.
-
-    Raises:
-        ValueError: when it is empty, holds numbers that are not finite, or lies on another device than the networks.
-    """
-    x = torch.as_tensor(x)
-    if x.device != gan.device:
-        raise ValueError(f"the data lies on {x.device} and the networks on {gan.device}: move one of them, e.g. x.to({str(gan.device)!r})")
-    x = x.to(gan.dtype)
-    if x.ndim < 2 or not len(x):
-        raise ValueError(f"a training set is (n, ...) with n at least 1, got shape {tuple(x.shape)}")
-    if not x.isfinite().all():
-        bad = (~x.flatten(1).isfinite().all(1)).nonzero()[0].item()
-        raise ValueError(f"training instances must be finite, but instance {bad} holds a NaN or an infinity: take it out")
-    return x
 
 
 def _blame(run: Trajectory, start: int, stop: int) -> None:

@@ -1,0 +1,17 @@
+"""What several rooms ask of an argument."""
+
+from numbers import Integral
+
+
+def whole(name: str, value, least: int = 1) -> int:
+    """A whole number, not smaller than `least`.
+
+    Raises:
+        ValueError: for anything else, True and 1.0 included.
+
+    >>> whole("epochs", 3)
+    3
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} is a whole number, {least} or more, but got {value!r}")
+    return int(value)
