@@ -49,9 +49,9 @@ class Pure:
 
     def memory(self) -> dict[tuple[str, str], object]:
         """What a forward pass could leave behind: buffers and plain attributes, by layer and name."""
-        return {(f"{name!r} ({type(sub).__name__})", key): value for name, sub in self.module.named_modules()
-                for key, value in (*vars(sub).items(), *((key, b.clone()) for key, b in sub._buffers.items() if b is not None))
-                if isinstance(value, (bool, int, float, str, Tensor))}
+        return {(f"{name!r} ({type(sub).__name__})", key): value.clone() if isinstance(value, Tensor) else value
+                for name, sub in self.module.named_modules()
+                for key, value in (*sub._buffers.items(), *((key, value) for key, value in vars(sub).items() if isinstance(value, (int, float, str))))}
 
 
 def changed(before: dict, after: dict) -> Iterator[tuple[str, str]]:
