@@ -5,14 +5,6 @@ import sys
 
 import pytest
 
-from gan_influence import experiments
-from gan_influence.cli import record
-
-
-def test_record_tells_the_pieces_that_there_are():
-    assert record.PIECES == {name: ", ".join(protocol.pieces) for name, (protocol, _) in experiments.EXPERIMENTS.items()}
-
-
 @pytest.mark.parametrize("arguments", [["--help"], ["record", "--help"], ["run", "--help"]], ids=" ".join)
 def test_help_imports_nothing_slow(arguments):
     slow = {"torch", "pandas", "matplotlib", "nbformat", "papermill", "nbclient", "nbconvert", "distributed"}

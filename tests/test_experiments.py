@@ -14,7 +14,9 @@ from scipy import stats
 import gan_influence as gi
 from conftest import tiny_metric, tiny_run
 from gan_influence import experiments
+from gan_influence.studies import recording
 from gan_influence.studies.experiments import ACCURACY, PUBLISHED_ACCURACY, PUBLISHED_REMOVAL, REMOVAL, Accuracy, Removal
+from gan_influence.tools.locks import only_driver
 from gan_influence.tools.streams import STREAMS, stream
 
 SMALL = Accuracy(n=60, epochs=3, batch_size=20, held_out=20, latents=20, instances=12, windows=(1, 3))
@@ -80,13 +82,13 @@ def test_recording_resumes_and_gathers(tmp_path, measured):
     assert measured == [(seed, piece) for seed in (3, 1) for piece in ("k=1", "k=3", "fractions")]
     measured.clear()
     (out / "seed-3_k=3.json").unlink()
-    experiments.record(SMALL, [1, 2, 3], out, compile=False, pieces=["k=1", "k=3"])
+    experiments.record(SMALL, [(seed, ["k=1", "k=3"]) for seed in (1, 2, 3)], out, compile=False)
     assert measured == [(2, "k=1"), (2, "k=3"), (3, "k=3")]  # only what was missing
     measured.clear()
     with pytest.raises(ValueError, match="seed-1_fractions.json was run with another protocol.*a folder of its own"):
         experiments.record(replace(SMALL, n=80), [4], out, compile=False)
     with pytest.raises(ValueError, match="has the pieces k=1, k=3, fractions, but not k=2"):
-        experiments.record(SMALL, [4], out, compile=False, pieces=["k=2"])
+        experiments.record(SMALL, [(4, ["k=2"])], out, compile=False)
     assert not measured and not list(out.glob("seed-4*"))
 
     experiments.gather(out, target)
@@ -104,14 +106,14 @@ def test_recording_resumes_and_gathers(tmp_path, measured):
 def test_gathering_adds_to_a_recording_and_never_doubles(tmp_path):
     target = tmp_path / "recorded" / "small"
     for folder, seeds, pieces in (("a", [0, 1], ["k=1"]), ("b", [1], ["k=3"]), ("a", [0], ["k=1"])):
-        experiments.record(SMALL, seeds, tmp_path / folder, compile=False, pieces=pieces)
+        experiments.record(SMALL, [(seed, pieces) for seed in seeds], tmp_path / folder, compile=False)
         experiments.gather(tmp_path / folder, target)
     rows = list(csv.DictReader(target.with_suffix(".csv").open()))
     assert [(row["seed"], row["last_epochs"]) for row in rows] == [("0", "1"), ("1", "1"), ("1", "3")]
     assert len(list(csv.DictReader(target.with_name("small_scores.csv").open()))) == 3 * 12
     header = json.loads(target.with_suffix(".json").read_text())
     assert {seed: set(pieces) for seed, pieces in header["pieces"].items()} == {"0": {"k=1"}, "1": {"k=1", "k=3"}}
-    experiments.record(replace(SMALL, n=80), [0], tmp_path / "c", compile=False, pieces=["k=1"])
+    experiments.record(replace(SMALL, n=80), [(0, ["k=1"])], tmp_path / "c", compile=False)
     with pytest.raises(ValueError, match="records another protocol"):
         experiments.gather(tmp_path / "c", target)
 
@@ -120,7 +122,7 @@ def test_a_resumed_recording_equals_an_undisturbed_one(tmp_path, measured):
     pieces = SMALL_REMOVAL.pieces
     experiments.record(SMALL_REMOVAL, [5], tmp_path / "one", compile=False)
     for piece in pieces:
-        experiments.record(SMALL_REMOVAL, [5], tmp_path / "two", compile=False, pieces=[piece])  # the kept run is read again each time
+        experiments.record(SMALL_REMOVAL, [(5, [piece])], tmp_path / "two", compile=False)  # the kept run is read again each time
     assert measured == [(5, piece) for piece in pieces] * 2
     rows = len(SMALL_REMOVAL.methods) * len(SMALL_REMOVAL.fractions)
     for part in ("", "_picked", "_extremes", "_agreement"):
@@ -128,6 +130,95 @@ def test_a_resumed_recording_equals_an_undisturbed_one(tmp_path, measured):
             experiments.gather(tmp_path / folder, tmp_path / "recorded" / folder)
         assert (tmp_path / "recorded" / f"one{part}.csv").read_text() == (tmp_path / "recorded" / f"two{part}.csv").read_text()
     assert len(pd.read_csv(tmp_path / "recorded" / "one.csv")) == rows
+
+
+def test_a_kept_run_is_used_for_what_it_was_made_for(tmp_path, measured, monkeypatch):
+    other, folder = replace(SMALL, learning_rate=0.1), tmp_path / "seed-0"
+    other.prepare(seed=0, folder=folder)  # no piece is finished yet
+    with pytest.raises(ValueError, match="seed-0 was made for another protocol .learning_rate 0.1, not 0.001.*a folder of its own"):
+        experiments.record(SMALL, [0], tmp_path, compile=False)
+    with pytest.raises(ValueError, match="seed 0, not 1"):
+        other.prepare(seed=1, folder=folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(recording, "STREAMS", STREAMS + 1)
+        with pytest.raises(ValueError, match="streams"):
+            other.prepare(seed=0, folder=folder)
+    monkeypatch.setattr(experiments, "train", None)
+    assert other.prepare(seed=0, folder=folder).run.learning_rates[0] == [0.1, 0.1]
+    (folder / "made_for.json").write_text("")
+    with pytest.raises(ValueError, match="does not say which protocol"):
+        other.prepare(seed=0, folder=folder)
+    assert not measured
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"none"])
+def test_kept_scores_are_used_for_what_they_were_computed_for(damage, tmp_path):
+    setup = SMALL_REMOVAL.prepare(seed=3, folder=tmp_path)
+    first, longer = (experiments.removal_scores(replace(SMALL_REMOVAL, last_epochs=k), setup, 3)[f"influence on {ALL}"] for k in (1, 3))
+    torch.testing.assert_close(longer, gi.influence(setup.run, setup.valid[ALL], last_epochs=3))
+    if damage is not None:
+        (tmp_path / "scores.safetensors").write_bytes(damage)
+    torch.testing.assert_close(experiments.removal_scores(SMALL_REMOVAL, setup, 3)[f"influence on {ALL}"], first)
+
+
+def test_a_piece_that_is_cut_short_is_made_again_alone(tmp_path, measured, capsys):
+    experiments.record(SMALL, [(0, ["k=1", "k=3"])], tmp_path, compile=False)
+    whole, damaged = (tmp_path / f"seed-0_k={k}.json" for k in (1, 3))
+    damaged.write_text(damaged.read_text()[:-9])
+    experiments.gather(tmp_path, tmp_path / "recorded")
+    assert set(json.loads((tmp_path / "recorded.json").read_text())["pieces"]["0"]) == {"k=1"}
+    measured.clear()
+    before = whole.stat().st_mtime_ns
+    capsys.readouterr()
+    experiments.record(SMALL, [(0, ["k=1", "k=3"])], tmp_path, compile=False)
+    assert measured == [(0, "k=3")] and json.loads(damaged.read_text())["parts"]["scores"] and whole.stat().st_mtime_ns == before
+    assert "seed-0_k=3.json is cut short" in capsys.readouterr().out
+
+
+def test_one_process_at_a_time_fills_a_folder(tmp_path, measured):
+    with only_driver(tmp_path), pytest.raises(BlockingIOError, match="is being filled by process.*wait for it"):
+        experiments.record(SMALL, [0], tmp_path, compile=False)
+    assert not measured
+
+
+def test_another_number_of_threads_is_told(tmp_path, capsys):
+    for threads in (1, 2):
+        experiments.record(SMALL, [(0, ["k=1"])], tmp_path, compile=False)
+        told = "were made with 2 threads, and now it is 1" in capsys.readouterr().out
+        assert told == (threads == 2)
+        path = tmp_path / "seed-0_k=1.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"threads": 2}))
+
+
+def older(path, streams):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"streams": streams}))
+
+
+def test_newer_random_streams_replace_a_recording_whole(tmp_path):
+    target, neighbour = tmp_path / "recorded" / "small", tmp_path / "recorded" / "small_every.csv"
+    experiments.record(SMALL_REMOVAL, [(0, ["random", "agreement"]), (1, ["random"])], tmp_path / "old", compile=False)
+    experiments.gather(tmp_path / "old", target)
+    neighbour.write_text("another recording's")
+    experiments.record(replace(SMALL_REMOVAL, n=80), [(1, ["isolation forest"])], tmp_path / "new", compile=False)
+    with pytest.raises(ValueError, match="records another protocol.*n 60, not 80"):
+        experiments.gather(tmp_path / "new", target)
+    older(target.with_suffix(".json"), STREAMS + 1)
+    with pytest.raises(ValueError, match="newer random streams"):
+        experiments.gather(tmp_path / "old", target)
+    older(target.with_suffix(".json"), STREAMS - 1)
+    experiments.gather(tmp_path / "new", target)
+    experiments.gather(tmp_path / "new", tmp_path / "recorded" / "fresh")
+    names = {path.name.removeprefix("small") for path in target.parent.glob("small*")} - {"_every.csv"}
+    assert names == {path.name.removeprefix("fresh") for path in target.parent.glob("fresh*")} and "_agreement.csv" not in names
+    assert all((target.parent / f"small{name}").read_bytes() == (target.parent / f"fresh{name}").read_bytes() for name in names)
+    assert neighbour.read_text() == "another recording's"
+
+
+def test_recorded_tensors_are_of_one_seed(tmp_path):
+    for seed, piece in ((1, "isolation forest"), (0, "random")):
+        experiments.record(SMALL_REMOVAL, [(seed, [piece])], tmp_path / str(seed), compile=False)
+        experiments.gather(tmp_path / str(seed), tmp_path / "recorded")
+    assert {name.partition("|")[0] for name in load_file(tmp_path / "recorded.safetensors")} == {"before", f"random {ALL}"}
 
 
 def test_removal_measures_what_it_says(tmp_path, monkeypatch):
@@ -152,7 +243,7 @@ def test_removal_measures_what_it_says(tmp_path, monkeypatch):
 
 
 def test_recorded_extremes_and_generators_are_the_run_s(tmp_path):
-    experiments.record(SMALL_REMOVAL, [2], tmp_path / "runs", compile=False, pieces=["random"])
+    experiments.record(SMALL_REMOVAL, [(2, ["random"])], tmp_path / "runs", compile=False)
     experiments.gather(tmp_path / "runs", tmp_path / "recorded")
     setup = SMALL_REMOVAL.prepare(seed=2, folder=tmp_path / "runs" / "seed-2")
     scores, rows = experiments.removal_scores(SMALL_REMOVAL, setup, 2)["random"], list(csv.DictReader((tmp_path / "recorded_extremes.csv").open()))

@@ -8,20 +8,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import gan_influence as gi  # whose experiments are imported when a command is at work: that takes longer than a help text may
-
+from ..studies import protocols
+from ..studies.published import PUBLISHED_ACCURACY
 from ..tools import links
-
-#: What a help text says of `experiments.EXPERIMENTS` without importing it: names, with their pieces.
-PIECES = {
-    "accuracy_2d": "k=1, k=5, k=10, k=20, k=50, fractions",
-    "removal_2d": "influence on average log-likelihood, random, isolation forest, discriminator loss, agreement",
-    "accuracy_2d_every": "k=1",
-    "accuracy_mnist_small": "k=1, k=5, k=10",
-    "removal_mnist_small": "influence on Fréchet distance, influence on Inception score, random, isolation forest, discriminator loss, agreement",
-    "accuracy_mnist": "k=1, k=5, k=10, k=20, k=50",
-    "removal_mnist": "influence on Fréchet distance, influence on Inception score, random, isolation forest, discriminator loss, agreement",
-}
 
 
 def seeds(text: str) -> range:
@@ -38,8 +27,9 @@ def seeds(text: str) -> range:
 
 def check_gpu(options, device: str, option: str) -> None:
     """End with a sentence where a GPU was asked for and is absent."""
+    from ..studies.recording import check_device  # torch comes when a command is at work: it takes longer than a help text may
     try:
-        gi.experiments.check_device(device, f"{option} {device}")
+        check_device(device, f"{option} {device}")
     except RuntimeError as error:
         options.parser.error(str(error))
 
@@ -49,11 +39,11 @@ def add_record(commands) -> argparse.ArgumentParser:
 Run one of the published experiments, once per seed. A seed has several pieces (windows, or rankings); each leaves a file when it is
 finished, and the same command again goes on where it stopped. Those named small are what a CPU can do of the experiments on
 images. The experiments, with their pieces:
-""" + "\n".join(f"  {name:20} {pieces}" for name, pieces in PIECES.items()), epilog="""\
+""" + "\n".join(f"  {name:20} {', '.join(protocol.pieces)}" for name, (protocol, _) in protocols.EXPERIMENTS.items()), epilog="""\
 examples:
   gan-influence record accuracy_2d --seeds 0:10 --gather notebooks/recorded/accuracy_2d
   gan-influence record accuracy_mnist --seeds 0:10 --pieces k=1,k=5 --device cuda""")
-    command.add_argument("experiment", choices=list(PIECES), metavar="EXPERIMENT", help="one of those above")
+    command.add_argument("experiment", choices=list(protocols.EXPERIMENTS), metavar="EXPERIMENT", help="one of those above")
     which = command.add_mutually_exclusive_group(required=True)
     which.add_argument("--seeds", type=seeds, metavar="A:B", help="the seeds A, A+1, ... B-1; or a single one")
     which.add_argument("--missing", action="store_true", help="the published seeds, as far as notebooks/recorded lacks them, in order of value")
@@ -71,21 +61,23 @@ examples:
 def _record(options) -> None:
     import torch
 
+    from ..studies import recording
     check_gpu(options, options.device, "--device")
-    protocol, _ = gi.experiments.EXPERIMENTS[options.experiment]
-    out, pieces = Path(options.out or Path("runs") / options.experiment), options.pieces and options.pieces.split(",")
+    name, protocol = options.experiment, protocols.EXPERIMENTS[options.experiment][0]
+    out, pieces = Path(options.out or Path("runs") / name), options.pieces.split(",") if options.pieces else protocol.pieces
     torch.set_num_threads(options.threads)
     try:
-        for seed, some in outstanding(options.experiment, out) if options.missing else [(seed, pieces) for seed in options.seeds]:
-            gi.experiments.record(protocol, [seed], out, options.device, not options.no_compile, some)
-    except (ValueError, FileNotFoundError, ImportError) as error:
+        recording.record(protocol, outstanding(name, out) if options.missing else [(seed, pieces) for seed in options.seeds], out, options.device,
+                         not options.no_compile)
+        if options.gather:
+            _gather(name, out, Path(options.gather))
+    except (ValueError, OSError, ImportError) as error:
         options.parser.error(str(error))
-    if options.gather:
-        _gather(options.experiment, out, Path(options.gather))
 
 
 def _gather(name: str, out: Path, target: Path) -> None:
-    gi.experiments.gather(out, target)
+    from ..studies import recording
+    recording.gather(out, target)
     if name == "accuracy_2d":
         _draw_overview(target)
 
@@ -96,7 +88,7 @@ def _draw_overview(target: Path) -> None:
     from ..studies import plots
     table, scores = pd.read_csv(f"{target}.csv"), pd.read_csv(f"{target}_scores.csv")
     metric = table.metric.iloc[0]
-    figure = plots.overview(table, scores, gi.experiments.PUBLISHED_ACCURACY[metric], seed=table.seed.iloc[0], k=table.last_epochs.iloc[0])
+    figure = plots.overview(table, scores, PUBLISHED_ACCURACY[metric], seed=table.seed.iloc[0], k=table.last_epochs.iloc[0])
     figure.savefig(target.with_name("readme.png"), dpi=110)
 
 
@@ -115,42 +107,49 @@ example:
 
 def outstanding(name: str, out: Path) -> list[tuple[int, list[str]]]:
     """What neither notebooks/recorded nor a folder holds of an experiment: (seed, pieces), in order of value."""
-    protocol, wanted = gi.experiments.EXPERIMENTS[name]
-    there = _recorded(name) | gi.experiments.finished(out)
-    # Short windows of all seeds come before long ones; but one ranking without the others it is compared with shows nothing.
-    rounds = [[piece] for piece in protocol.pieces] if isinstance(protocol, gi.experiments.Accuracy) else [protocol.pieces]
-    waiting = [(seed, [piece for piece in pieces if (seed, piece) not in there]) for pieces in rounds for seed in wanted]
-    # A seed that lacks nothing but the check of its influences would have to be trained again for it: that can wait.
-    return sorted([(seed, pieces) for seed, pieces in waiting if pieces], key=lambda one: one[1] == [gi.experiments.AGREEMENT])
+    from ..studies import recording
+    protocol, seeds = protocols.EXPERIMENTS[name]
+    there = _recorded(name) | recording.finished(out, protocol)
+    waiting = [(seed, [piece for piece in pieces if (seed, piece) not in there]) for pieces in protocol.rounds for seed in seeds]
+    return [(seed, pieces) for seed, pieces in waiting if pieces]
 
 
 def _recorded(name: str) -> set[tuple[int, str]]:
+    """What notebooks/recorded holds of an experiment, as long as it is of the present protocol and random streams."""
+    from ..studies import recording
     try:
-        _, header = gi.experiments.recorded(name)
+        _, header = recording.recorded(name)
     except FileNotFoundError:
         return set()
-    return {(int(seed), piece) for seed, pieces in header["pieces"].items() for piece in pieces}
+    stale = recording.differences(header, recording.made_for(protocols.EXPERIMENTS[name][0]))
+    return set() if stale else {(int(seed), piece) for seed, pieces in header["pieces"].items() for piece in pieces}
 
 
-def _paper(options) -> None:
+def _paper(options) -> int:
     import torch
 
-    end, device = time.monotonic() + options.budget, "cuda" if torch.cuda.is_available() else "cpu"
-    for name in sorted(gi.experiments.EXPERIMENTS, key=lambda name: (name in gi.experiments.FOR_A_GPU) != (device == "cuda")):
-        out, (_, wanted) = links.ROOT / "runs" / name, gi.experiments.EXPERIMENTS[name]
-        waiting = outstanding(name, out)
-        print(f"{name}: " + (f"{sum(len(pieces) for _, pieces in waiting)} pieces of {len({seed for seed, _ in waiting})} seeds are outstanding"
-                             if waiting else f"all {len(wanted)} seeds are there"), flush=True)
-        if options.list:
-            continue
-        left = end - time.monotonic()
-        if waiting and left > 0:
-            with suppress(subprocess.TimeoutExpired):  # the budget's end is no failure
-                subprocess.run([sys.executable, "-m", "gan_influence", "record", name, "--missing", "--out", str(out), "--device", device],
-                               timeout=left, check=True)
-        if new := gi.experiments.finished(out) - _recorded(name):
-            _gather(name, out, gi.experiments.RECORDED / name)
-            print(f"{name}: {len(new)} pieces were added to the recording", flush=True)
+    from ..studies import recording
+    end, device, status = time.monotonic() + options.budget, "cuda" if torch.cuda.is_available() else "cpu", 0
+    for name in sorted(protocols.EXPERIMENTS, key=lambda name: (name in protocols.FOR_A_GPU) != (device == "cuda")):
+        out, (protocol, wanted) = links.ROOT / "runs" / name, protocols.EXPERIMENTS[name]
+        try:
+            waiting = outstanding(name, out)
+            print(f"{name}: " + (f"{sum(len(pieces) for _, pieces in waiting)} pieces of {len({seed for seed, _ in waiting})} seeds are outstanding"
+                                 if waiting else f"all {len(wanted)} seeds are there"), flush=True)
+            if options.list:
+                continue
+            left = end - time.monotonic()
+            if waiting and left > 0:
+                with suppress(subprocess.TimeoutExpired):  # the budget's end is no failure
+                    command = [sys.executable, "-m", "gan_influence", "record", name, "--missing", "--out", str(out), "--device", device]
+                    status = subprocess.run(command, timeout=left).returncode or status  # it has said why
+            if new := recording.finished(out, protocol) - _recorded(name):
+                _gather(name, out, recording.RECORDED / name)
+                print(f"{name}: {len(new)} pieces were added to the recording", flush=True)
+        except ValueError as error:  # a folder of another protocol: the other experiments go on
+            print(f"{name}: {error}", file=sys.stderr)
+            status = 1
+    return status
 
 
 def _budget(text: str) -> float:

@@ -1,15 +1,17 @@
-"""The published protocols as plain values, and the functions that notebooks and the command line run them with."""
+"""The published experiments, as notebooks and the command line run them."""
 
+import json
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .. import data, models
@@ -22,18 +24,18 @@ from ..readings.retraining import counterfactuals, leave_one_out
 from ..tools.streams import stream
 from ..training.optimizers import SGD
 from ..training.trajectory import Trajectory, train
+from .protocols import ACCURACY, AGREEMENT, EXPERIMENTS, FOR_A_GPU, REMOVAL, Accuracy, Protocol, Removal
 from .published import PUBLISHED_ACCURACY, PUBLISHED_REMOVAL
-from .recording import RECORDED, check_device, device_name, finished, gather, record, recorded, recorded_tensors, save_results
+from .recording import RECORDED, check_device, claim, device_name, finished, gather, made_for, record, recorded, recorded_tensors, save_results, save_tensors
 
-__all__ = ["ACCURACY", "Accuracy", "EXPERIMENTS", "PUBLISHED_ACCURACY", "PUBLISHED_REMOVAL", "RECORDED", "REMOVAL", "Removal", "Setup",
-           "accuracy_experiment", "advantage", "check_device", "chosen_instances", "device_name", "finished", "fractional_leave_one_out", "gather",
-           "images_at_hand", "kink_experiment", "over_seeds", "record", "recorded", "recorded_tensors", "removal_agreement", "removal_experiment",
-           "removal_scores", "save_results"]
+__all__ = ["ACCURACY", "AGREEMENT", "Accuracy", "EXPERIMENTS", "FOR_A_GPU", "PUBLISHED_ACCURACY", "PUBLISHED_REMOVAL", "RECORDED", "REMOVAL", "Removal",
+           "Setup", "accuracy_experiment", "advantage", "check_device", "chosen_instances", "device_name", "finished", "fractional_leave_one_out", "gather",
+           "images_at_hand", "kink_experiment", "measure", "over_seeds", "prepare", "record", "recorded", "recorded_tensors", "removal_agreement",
+           "removal_experiment", "removal_scores", "save_results"]
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 EXTREMES = 36  #: instances at either end of a ranking that a recorded removal keeps
 CHECKED = 20  #: instances that are left out alone to see whether a run's influences can be trusted
-AGREEMENT = "agreement"  #: the piece of a removal experiment that does so
 
 
 class Setup(NamedTuple):
@@ -47,155 +49,58 @@ class Setup(NamedTuple):
     folder: Path | None  #: where the run is kept
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """What both experiments share: which GAN is trained on what, and how much data measures it."""
+def prepare(config: Protocol, seed: int, device: str = "cpu", folder: str | os.PathLike | None = None) -> Setup:
+    """What `Protocol.prepare` does."""
+    check_device(device)
+    if folder := folder and Path(folder):
+        claim(folder, config, seed)
+    if config.data == "normal_2d":
+        parts, classifier = data.normal_2d(config.n, config.held_out, config.held_out, seed=seed), None
+        gan = models.fcgan(seed=seed, activation=ACTIVATIONS[config.activation])
+    else:
+        parts = {"mnist": data.mnist, "digits": data.digits}[config.data](train=config.n, valid=config.held_out, test=config.held_out, seed=seed)
+        gan = models.dcgan(seed=seed, width=config.width)
+    train_x, valid_x, test_x = (part.to(device) for part in parts[:3])
+    gan.generator.to(device), gan.discriminator.to(device)
+    if config.data != "normal_2d":
+        classifier = models.train_classifier(valid_x, parts.labels.valid, test=(test_x, parts.labels.test), cache=folder and folder / "classifier")
+    if folder and (folder / "trajectory.json").exists():
+        run = Trajectory.load(folder, gan, train_x, SGD(config.learning_rate))
+    else:
+        run = train(gan, train_x, config.epochs, config.batch_size, SGD(config.learning_rate), config.order, seed)
+        if folder:
+            run.save(folder)
 
-    data: str = "normal_2d"  #: or "mnist", or "digits"
-    n: int = 10_000  #: training instances
-    epochs: int = 50
-    batch_size: int = 100
-    learning_rate: float = 1e-3
-    order: str = "simultaneous"
-    activation: str = "relu"  #: of the networks on 2D-normal
-    width: int = 32  #: of the networks on images
-    held_out: int = 1_000  #: validation instances, and as many test instances
-    latents: int = 1_000  #: generated instances that the metrics see
-
-    def prepare(self, seed: int, device: str = "cpu", folder: str | os.PathLike | None = None) -> Setup:
-        """Train the experiment's GAN, or read it from a folder where it was kept before; and build its metrics.
-
-        >>> setup = Accuracy(n=200, epochs=1, held_out=20, latents=20).prepare(seed=0)
-        >>> setup.run.steps, list(setup.valid)
-        (2, ['average log-likelihood'])
-        """
-        check_device(device)
-        if self.data == "normal_2d":
-            parts, classifier = data.normal_2d(self.n, self.held_out, self.held_out, seed=seed), None
-            gan = models.fcgan(seed=seed, activation=ACTIVATIONS[self.activation])
-        else:
-            parts = {"mnist": data.mnist, "digits": data.digits}[self.data](train=self.n, valid=self.held_out, test=self.held_out, seed=seed)
-            gan = models.dcgan(seed=seed, width=self.width)
-        train_x, valid_x, test_x = (part.to(device) for part in parts[:3])
-        gan.generator.to(device), gan.discriminator.to(device)
-        if self.data != "normal_2d":
-            classifier = models.train_classifier(valid_x, parts.labels.valid, test=(test_x, parts.labels.test), cache=folder and Path(folder) / "classifier")
-        if folder and (Path(folder) / "trajectory.json").exists():
-            run = Trajectory.load(folder, gan, train_x, SGD(self.learning_rate))
-        else:
-            run = train(gan, train_x, self.epochs, self.batch_size, SGD(self.learning_rate), self.order, seed)
-            if folder:
-                run.save(folder)
-        valid, test = (self._metrics(x, gan.sample_latents(self.latents, seed, part), classifier) for part, x in enumerate((valid_x, test_x), 1))
-        return Setup(run, valid, test, parts, classifier, folder and Path(folder))
-
-    def _metrics(self, x: Tensor, latents: Tensor, classifier: nn.Module | None) -> dict:
+    def metrics(x: Tensor, latents: Tensor) -> dict:
         if classifier is None:
             return {AverageLogLikelihood.name: AverageLogLikelihood(x, latents)}
-        return {FrechetDistance.name: FrechetDistance(classifier.features, x, latents), self._score.name: self._score(classifier, latents)}
+        score = InceptionScore if isinstance(config, Removal) else LogInceptionScore
+        return {FrechetDistance.name: FrechetDistance(classifier.features, x, latents), score.name: score(classifier, latents)}
+
+    valid, test = (metrics(x, gan.sample_latents(config.latents, seed, part)) for part, x in enumerate((valid_x, test_x), 1))
+    return Setup(run, valid, test, parts, classifier, folder)
 
 
-@dataclass(frozen=True)
-class Accuracy(Protocol):
-    """Experiment 1: does the influence rank instances as leave-one-out retraining does?
-
-    The defaults are the published protocol on 2D-normal: Terashita et al., ICLR 2021, section 5.1.
-    """
-
-    instances: int = 200  #: how many are left out, one at a time
-    windows: tuple[int, ...] = (1, 5, 10, 20, 50)  #: k, in epochs
-
-    _score = LogInceptionScore
-
-    @property
-    def pieces(self) -> list[str]:
-        """What `record` runs one at a time: the windows; and, of a sample and for networks with kinks, smaller removals."""
-        return [f"k={k}" for k in self.windows] + (["fractions"] if self.data == "normal_2d" and self.instances < self.n else [])
-
-    def measure(self, setup: Setup, seed: int, piece: str, compile: bool) -> tuple[dict[str, list[dict]], dict[str, Tensor]]:
-        """One piece of the experiment; see `record`."""
-        if piece == "fractions":
-            return {"fractions": kink_experiment(self, seed, setup=setup)}, {}
-        summary, scores = accuracy_experiment(self, seed, compile=compile and setup.classifier is None, setup=setup, windows=[int(piece.removeprefix("k="))])
+def measure(config: Protocol, setup: Setup, seed: int, piece: str, compile: bool) -> tuple[dict[str, list[dict]], dict[str, Tensor]]:
+    """What `Protocol.measure` does."""
+    compile = compile and setup.classifier is None  # convolutions gain nothing
+    if piece == "fractions":
+        return {"fractions": kink_experiment(config, seed, setup=setup)}, {}
+    if isinstance(config, Accuracy):
+        summary, scores = accuracy_experiment(config, seed, compile=compile, setup=setup, windows=[int(piece.removeprefix("k="))])
         return {"summary": summary, "scores": scores}, {}
-
-
-@dataclass(frozen=True)
-class Removal(Protocol):
-    """Experiment 2: is the GAN better when the last epoch is run again without the most harmful instances?
-
-    The defaults are the published protocol on 2D-normal: Terashita et al., ICLR 2021, section 5.2.
-    """
-
-    n: int = 50_000
-    epochs: int = 70
-    held_out: int = 10_000
-    latents: int = 10_000
-    fractions: tuple[float, ...] = (.01, .02, .05, .1, .15, .2, .25, .3, .35, .4)  #: of the training set, removed
-    last_epochs: int = 1  #: run again without them
-
-    _score = InceptionScore
-
-    @property
-    def methods(self) -> list[str]:
-        """The rankings that are compared, in order of value."""
-        names = [AverageLogLikelihood.name] if self.data == "normal_2d" else [FrechetDistance.name, InceptionScore.name]
-        return [f"influence on {name}" for name in names] + ["random", "isolation forest", "discriminator loss"]
-
-    @property
-    def pieces(self) -> list[str]:
-        """What `record` runs one at a time: the methods, and a check of the influences they rank by."""
-        return [*self.methods, AGREEMENT]
-
-    def measure(self, setup: Setup, seed: int, piece: str, compile: bool) -> tuple[dict[str, list[dict]], dict[str, Tensor]]:
-        """One piece of the experiment; see `record`."""
-        by_method = removal_scores(self, setup, seed, compile and setup.classifier is None)  # convolutions gain nothing
-        if piece == AGREEMENT:
-            return {AGREEMENT: removal_agreement(self, setup, by_method, seed)}, {}
-        scores = by_method[piece]
-        result = removal_experiment(self, setup, {piece: scores})
-        ranked = scores.argsort(descending=True)
-        extremes = [{"seed": seed, "method": piece, "end": end, "rank": rank, "instance": int(j), "score": float(scores[j])}
-                    for end, which in (("most harmful", ranked[:EXTREMES]), ("most helpful", ranked.flip(0)[:EXTREMES])) for rank, j in enumerate(which)]
-        states = {"before": setup.run.final, **{f"{piece} {row['metric']}": result.states[piece, row["n_removed"]] for row in result.picked}}
-        tensors = {f"{label}|{name}": tensor for label, state in states.items() for name, tensor in state.generator.items()}
-        accuracy = {"classifier_accuracy": setup.classifier.accuracy["test"]} if setup.classifier else {}
-        picked = [{"seed": seed, **row} for row in result.picked]
-        return {"summary": [{"seed": seed, **row, **accuracy} for row in result.rows], "picked": picked, "extremes": extremes}, tensors
-
-
-ACCURACY = {
-    "paper": Accuracy(),
-    "quick": Accuracy(n=1_000, epochs=10, held_out=300, latents=300, instances=60, windows=(1, 2, 5, 10)),
-    "every": Accuracy(instances=10_000, windows=(1,)),
-    "mnist paper": Accuracy("mnist", width=8, held_out=10_000, latents=2_000),
-    "mnist small": Accuracy("mnist", width=8, held_out=10_000, latents=2_000, instances=50, windows=(1, 5, 10)),  # a quarter of the instances
-    "mnist quick": Accuracy("mnist", n=1_000, epochs=20, batch_size=50, learning_rate=5e-3, width=8, held_out=1_000, latents=500, instances=20, windows=(1, 2)),
-    "digits quick": Accuracy("digits", n=1_000, epochs=20, batch_size=50, learning_rate=2e-3, width=8, held_out=300, latents=500, instances=20, windows=(1, 2)),
-}
-
-REMOVAL = {
-    "paper": Removal(),
-    "quick": Removal(n=5_000, learning_rate=1e-2, held_out=2_000, latents=2_000),  # a tenth of the steps, each ten times as long
-    "mnist paper": Removal("mnist", epochs=20, fractions=(.01, .02, .05, .1, .2, .3, .4, .5, .7, .9)),
-    # A fifth of the instances and three tenths of the steps, each twice as long, through networks of a quarter of the width.
-    "mnist small": Removal("mnist", n=10_000, epochs=30, learning_rate=2e-3, width=8, latents=2_000, fractions=(.01, .05, .1, .2, .3, .5, .7)),
-    "mnist quick": Removal("mnist", n=2_000, epochs=16, learning_rate=5e-3, width=8, held_out=1_000, latents=500, fractions=(.05, .2, .5)),
-    "digits quick": Removal("digits", n=1_100, epochs=28, learning_rate=2e-3, width=8, held_out=300, latents=500, fractions=(.05, .2, .5)),
-}
-
-#: What notebooks/recorded holds: the protocol, and the seeds that complete it.
-EXPERIMENTS = {
-    "accuracy_2d": (ACCURACY["paper"], range(10)),
-    "removal_2d": (REMOVAL["paper"], range(15)),
-    "accuracy_2d_every": (ACCURACY["every"], range(3)),
-    "accuracy_mnist_small": (ACCURACY["mnist small"], range(2)),
-    "removal_mnist_small": (REMOVAL["mnist small"], range(10)),
-    "accuracy_mnist": (ACCURACY["mnist paper"], range(10)),
-    "removal_mnist": (REMOVAL["mnist paper"], range(15)),
-}
-
-FOR_A_GPU = "accuracy_mnist", "removal_mnist"  #: minutes a seed there, hours on a CPU; the small ones are what a CPU can do
+    by_method = removal_scores(config, setup, seed, compile)
+    if piece == AGREEMENT:
+        return {AGREEMENT: removal_agreement(config, setup, by_method, seed)}, {}
+    scores = by_method[piece]
+    result, ranked = removal_experiment(config, setup, {piece: scores}), scores.argsort(descending=True)
+    extremes = [{"seed": seed, "method": piece, "end": end, "rank": rank, "instance": int(j), "score": float(scores[j])}
+                for end, which in (("most harmful", ranked[:EXTREMES]), ("most helpful", ranked.flip(0)[:EXTREMES])) for rank, j in enumerate(which)]
+    states = {"before": setup.run.final, **{f"{piece} {row['metric']}": result.states[piece, row["n_removed"]] for row in result.picked}}
+    tensors = {f"{label}|{name}": tensor for label, state in states.items() for name, tensor in state.generator.items()}
+    accuracy = {"classifier_accuracy": setup.classifier.accuracy["test"]} if setup.classifier else {}
+    return {"summary": [{"seed": seed, **row, **accuracy} for row in result.rows], "picked": [{"seed": seed, **row} for row in result.picked],
+            "extremes": extremes}, tensors
 
 
 def images_at_hand() -> str:
@@ -288,14 +193,16 @@ def kink_experiment(config: Accuracy, seed: int, device: str = "cpu", last_epoch
 
 
 def removal_scores(config: Removal, setup: Setup, seed: int, compile: bool = False) -> dict[str, Tensor]:
-    """Every method's harmfulness of all training instances; kept in the setup's folder, if it has one.
+    """Every method's harmfulness of all training instances; kept in the setup's folder, if it has one, for the same protocol and seed.
 
     Returns:
         {method: (n,) float64 on the CPU}, larger is removed first, in the order of `config.methods`.
     """
-    kept = setup.folder and setup.folder / "scores.safetensors"
-    if kept and kept.exists():
-        return load_file(kept)
+    kept, mark = setup.folder and setup.folder / "scores.safetensors", {"made for": json.dumps(made_for(config, seed))}
+    if kept:
+        with suppress(FileNotFoundError, SafetensorError), safe_open(kept, "pt") as file:
+            if file.metadata() == mark:
+                return {method: file.get_tensor(method) for method in config.methods}
     run, (metric, *_) = setup.run, setup.valid.values()
     baseline = DiscriminatorLoss(setup.data.valid.to(run.x.device), metric.latents)
     metrics = {f"influence on {name}": metric for name, metric in setup.valid.items()} | {"discriminator loss": baseline}
@@ -304,8 +211,7 @@ def removal_scores(config: Removal, setup: Setup, seed: int, compile: bool = Fal
     scores["random"] = random_scores(run.n, seed)
     scores = {method: scores[method] for method in config.methods}
     if kept:
-        save_file(scores, kept.with_suffix(".partial"))
-        os.replace(kept.with_suffix(".partial"), kept)
+        save_tensors(kept, scores, mark)
     return scores
 
 

@@ -12,88 +12,146 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from ..tools.locks import only_driver
 from ..tools.storage import write_atomically
 from ..tools.streams import STREAMS
 from ..tools.versions import versions
 
 RECORDED = Path(__file__).parents[2] / "notebooks" / "recorded"
+PARTS = "summary", "scores", "fractions", "picked", "extremes", "agreement"  #: the tables that a recording may have
 KEYS = "seed", "metric", "method", "end", "rank", "n_removed", "last_epochs", "fraction", "instance"  #: what a row tells of
 WORDS = "metric", "method", "end"  #: those of them that are no numbers
 
 
-def record(protocol, seeds: Iterable[int], out: str | os.PathLike, device: str = "cpu", compile: bool = True,
-           pieces: Iterable[str] | None = None) -> None:
+def record(protocol, seeds: Iterable[int | tuple[int, list[str]]], out: str | os.PathLike, device: str = "cpu", compile: bool = True) -> None:
     """Run an experiment for several seeds into the folder `out`, one file a piece; pieces that are already there are not run again.
 
     Args:
         protocol: a dataclass with `pieces`, their names in order of value; `prepare(seed, device, folder)`, the trained
             run, kept in a folder; and `measure(setup, seed, piece, compile)`, which returns {part: rows} and named tensors.
-        seeds: of everything random.
-        out: the folder; one per protocol.
+        seeds: of everything random; or pairs of a seed and those of its pieces that are wanted.
+        out: the folder; one per protocol, filled by one process at a time.
         device: "cpu" or "cuda".
         compile: compile the training step first, where the protocol can.
-        pieces: only these of the protocol's pieces.
 
     Raises:
         ValueError: before anything runs, when `out` holds another protocol's results, or for a piece that does not exist.
+        BlockingIOError: while another process fills the folder.
     """
-    out, pieces = Path(out), list(protocol.pieces if pieces is None else pieces)
-    if unknown := [piece for piece in pieces if piece not in protocol.pieces]:
+    out, work = Path(out), [one if isinstance(one, tuple) else (one, protocol.pieces) for one in seeds]
+    if unknown := {piece: None for _, pieces in work for piece in pieces if piece not in protocol.pieces}:
         raise ValueError(f"this experiment has the pieces {', '.join(protocol.pieces)}, but not {', '.join(unknown)}")
-    for path, run in _finished(out):
-        if (run["config"], run.get("streams")) != (plain(protocol), STREAMS):
-            raise ValueError(f"{path} was run with another protocol, or with random streams of another version, than the one asked for: "
-                             "give each protocol a folder of its own")
-    for seed in seeds:
-        waiting = [piece for piece in pieces if not _file(out, seed, piece).exists()]
-        began, setup = time.perf_counter(), protocol.prepare(seed, device, out / f"seed-{seed}") if waiting else None
-        for piece in waiting:
-            parts, tensors = protocol.measure(setup, seed, piece, compile)
-            path = _file(out, seed, piece)
-            if tensors:
-                save_file({name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}, path.with_suffix(".partial"))
-                os.replace(path.with_suffix(".partial"), path.with_suffix(".safetensors"))
-            header = {"config": plain(protocol), "streams": STREAMS, "seed": seed, "piece": piece, "device": device_name(device),
-                      "threads": torch.get_num_threads(), "versions": versions(), "wall_seconds": round(time.perf_counter() - began, 1)}
-            write_atomically(path, json.dumps({**header, "parts": parts}))
-            print(f"seed {seed}, {piece}: {header['wall_seconds']:.0f} s", flush=True)
-            began = time.perf_counter()
+    with only_driver(out):
+        runs, threads = _runs(out, protocol), torch.get_num_threads()
+        if others := {run["threads"] for run in runs} - {threads}:
+            print(f"pieces in {out} were made with {', '.join(map(str, sorted(others)))} threads, and now it is {threads}: last digits may differ", flush=True)
+        there = {(run["seed"], run["piece"]) for run in runs}
+        for seed, pieces in work:
+            waiting = [piece for piece in pieces if (seed, piece) not in there]
+            began, setup = time.perf_counter(), protocol.prepare(seed, device, out / f"seed-{seed}") if waiting else None
+            for piece in waiting:
+                parts, tensors = protocol.measure(setup, seed, piece, compile)
+                path = _file(out, seed, piece)
+                if tensors:
+                    save_tensors(path.with_suffix(".safetensors"), {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()})
+                header = {**made_for(protocol, seed), "piece": piece, "device": device_name(device), "threads": threads, "versions": versions(),
+                          "wall_seconds": round(time.perf_counter() - began, 1)}
+                write_atomically(path, json.dumps({**header, "parts": parts}))
+                there.add((seed, piece))
+                print(f"seed {seed}, {piece}: {header['wall_seconds']:.0f} s", flush=True)
+                began = time.perf_counter()
 
 
-def finished(out: str | os.PathLike) -> set[tuple[int, str]]:
-    """What `record` has finished in a folder: (seed, piece)."""
-    return {(run["seed"], run["piece"]) for _, run in _finished(Path(out))}
+def finished(out: str | os.PathLike, protocol) -> set[tuple[int, str]]:
+    """What `record` has finished of a protocol in a folder: (seed, piece).
+
+    Raises:
+        ValueError: for another protocol's folder.
+    """
+    return {(run["seed"], run["piece"]) for run in _runs(Path(out), protocol)}
+
+
+def _runs(out: Path, protocol=None) -> list[dict]:
+    """The whole pieces in a folder, which must be of one protocol."""
+    runs, asked = [], protocol and made_for(protocol)
+    for path in sorted(out.glob("seed-*.json")):
+        try:
+            run = json.loads(path.read_text())
+        except ValueError:
+            print(f"{path} is cut short and does not count: recording its piece again replaces it", flush=True)
+            continue
+        asked = asked or {key: run[key] for key in ("config", "streams") if key in run}
+        if differ := differences(run, asked):
+            raise ValueError(f"{path} was run with another protocol or random streams ({differ}): give each protocol a folder of its own")
+        runs.append(run)
+    return runs
+
+
+def made_for(protocol, seed: int | None = None) -> dict:
+    """What a file's numbers depend on, as JSON holds it: the protocol, the version of the random streams, the seed."""
+    return {"config": json.loads(json.dumps(asdict(protocol))), "streams": STREAMS} | ({} if seed is None else {"seed": seed})
+
+
+def differences(header: dict, asked: dict) -> str:
+    """Where a header tells of something else than the one asked for, in words."""
+    there, here = ({**one["config"], "streams": one.get("streams", 1), "seed": one.get("seed")} for one in (header, {"seed": header.get("seed")} | asked))
+    return ", ".join(f"{key} {there.get(key)}, not {value}" for key, value in here.items() if there.get(key) != value)
+
+
+def claim(folder: Path, protocol, seed: int) -> None:
+    """Write into an empty folder what it is used for from now on.
+
+    Raises:
+        ValueError: for a folder that is used for something else, or does not say for what.
+    """
+    path, asked = folder / "made_for.json", made_for(protocol, seed)
+    if not folder.exists() or not any(folder.iterdir()):
+        return write_atomically(path, json.dumps(asked))
+    try:
+        differ = differences(json.loads(path.read_text()), asked)
+    except (OSError, ValueError):
+        raise ValueError(f"{folder} does not say which protocol the run in it was made for: remove it, or choose another folder") from None
+    if differ:
+        raise ValueError(f"{folder} was made for another protocol ({differ}): give each protocol a folder of its own")
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], mark: dict[str, str] | None = None) -> None:
+    """Write a file of tensors whole or not at all."""
+    save_file(tensors, path.with_suffix(".partial"), mark)
+    os.replace(path.with_suffix(".partial"), path)
 
 
 def gather(out: str | os.PathLike, target: str | os.PathLike) -> None:
     """Merge what `record` left in `out` into one table a part, `<target>.csv` and `<target>_<part>.csv`, and their header `<target>.json`.
 
-    What is recorded there already stays, unless `out` has the same piece of the same seed. Tensors of the first seed go to
-    `<target>.safetensors`.
+    What is recorded there already stays, unless `out` has the same piece of the same seed, or newer random streams, which
+    replace the whole recording. Tensors of the first seed go to `<target>.safetensors`.
 
     Raises:
         FileNotFoundError: where nothing is finished.
         ValueError: where another protocol is recorded.
     """
-    runs, target = [run for _, run in _finished(Path(out))], Path(target)
+    runs, target = _runs(Path(out)), Path(target)
     if not runs:
         raise FileNotFoundError(f"{out} holds no finished piece (seed-*.json): run the experiment there first")
-    header = {"config": runs[0]["config"], "streams": runs[0]["streams"], "versions": runs[0]["versions"], "device": [], "threads": [], "pieces": {}}
-    path = target.with_suffix(".json")
-    if path.exists():
-        header = json.loads(path.read_text()) | {"versions": runs[0]["versions"]}
-        if (header["config"], header.get("streams")) != (runs[0]["config"], runs[0]["streams"]):
-            raise ValueError(f"{path} records another protocol, or other random streams, than {out}: remove that recording, or choose another target")
+    made, path = {"config": runs[0]["config"], "streams": runs[0].get("streams", 1)}, _beside(target, ".json")
+    header = old = json.loads(path.read_text()) if path.exists() else {}
+    if not old or old.get("streams", 1) < made["streams"]:
+        header = {**made, "versions": {}, "device": [], "threads": [], "pieces": {}, "seeds": []}
+    elif differ := differences(old, made):
+        raise ValueError(f"{path} records another protocol or newer random streams than {out} ({differ}): remove that recording, or choose another target")
+    kept = header["seeds"]
     for run in runs:
-        seed, piece = str(run["seed"]), run["piece"]
-        header["pieces"].setdefault(seed, {})[piece] = run["wall_seconds"]
+        header["pieces"].setdefault(str(run["seed"]), {})[run["piece"]] = run["wall_seconds"]
         for key in ("device", "threads"):
             header[key] = list(dict.fromkeys([*header[key], run[key]]))
-    header["seeds"] = sorted(map(int, header["pieces"]))
-    for part in dict.fromkeys(part for run in runs for part in run["parts"]):
-        _merge(_part(target, part), table([row for run in runs for row in run["parts"].get(part, [])]))
-    if header["seeds"][0] in {run["seed"] for run in runs}:
-        _gather_tensors(Path(out), [run for run in runs if run["seed"] == header["seeds"][0]], target.with_suffix(".safetensors"))
+    header |= {"versions": runs[0]["versions"], "seeds": sorted(map(int, header["pieces"]))}
+    for part in dict.fromkeys([*PARTS, *(part for run in runs for part in run["parts"])]):
+        if not kept:
+            _part(target, part).unlink(missing_ok=True)
+        if rows := [row for run in runs for row in run["parts"].get(part, [])]:
+            _merge(_part(target, part), table(rows))
+    _gather_tensors(Path(out), [run for run in runs if run["seed"] == header["seeds"][0]], _beside(target, ".safetensors"), kept[:1] == header["seeds"][:1])
     write_atomically(path, json.dumps(header, indent=1) + "\n")
 
 
@@ -107,14 +165,15 @@ def _merge(path: Path, text: str) -> None:
     write_atomically(path, both.to_csv(index=False, lineterminator="\n"))
 
 
-def _gather_tensors(out: Path, runs: list[dict], path: Path) -> None:
-    tensors = load_file(path) if path.exists() else {}
+def _gather_tensors(out: Path, runs: list[dict], path: Path, kept: bool) -> None:
+    tensors = load_file(path) if kept and path.exists() else {}
     for run in runs:
-        kept = _file(out, run["seed"], run["piece"]).with_suffix(".safetensors")
-        tensors |= load_file(kept) if kept.exists() else {}
+        file = _file(out, run["seed"], run["piece"]).with_suffix(".safetensors")
+        tensors |= load_file(file) if file.exists() else {}
     if tensors:
-        save_file(tensors, path.with_suffix(".partial"))
-        os.replace(path.with_suffix(".partial"), path)
+        save_tensors(path, tensors)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def recorded(name: str, part: str = "summary"):
@@ -129,7 +188,7 @@ def recorded(name: str, part: str = "summary"):
     """
     import pandas as pd
     target = _recorded(name, _part(Path(name), part).name)
-    return pd.read_csv(_part(target, part)), json.loads(target.with_suffix(".json").read_text())
+    return pd.read_csv(_part(target, part)), json.loads(_beside(target, ".json").read_text())
 
 
 def recorded_tensors(name: str) -> dict[str, torch.Tensor]:
@@ -138,7 +197,7 @@ def recorded_tensors(name: str) -> dict[str, torch.Tensor]:
     Raises:
         FileNotFoundError: where the repository's notebooks/recorded is not at hand.
     """
-    return load_file(_recorded(name, f"{name}.safetensors").with_suffix(".safetensors"))
+    return load_file(_beside(_recorded(name, f"{name}.safetensors"), ".safetensors"))
 
 
 def save_results(out: str | os.PathLike, results: dict, rows: list[dict], figure: dict | None = None) -> None:
@@ -185,11 +244,6 @@ def device_name(device: str) -> str:
     return f"CPU, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def plain(protocol) -> dict:
-    """A protocol as JSON holds it."""
-    return json.loads(json.dumps(asdict(protocol)))
-
-
 def table(rows: list[dict]) -> str:
     """Rows as CSV text, numbers with six digits."""
     lines = io.StringIO()
@@ -203,12 +257,12 @@ def _file(out: Path, seed: int, piece: str) -> Path:
     return out / f"seed-{seed}_{piece.replace(' ', '-')}.json"
 
 
-def _finished(out: Path) -> list[tuple[Path, dict]]:
-    return [(path, json.loads(path.read_text())) for path in sorted(out.glob("seed-*.json"))]
+def _beside(target: Path, suffix: str) -> Path:
+    return target.with_name(target.name + suffix)
 
 
 def _part(target: Path, part: str) -> Path:
-    return target.with_name(f"{target.name}.csv" if part == "summary" else f"{target.name}_{part}.csv")
+    return _beside(target, ".csv" if part == "summary" else f"_{part}.csv")
 
 
 def _recorded(name: str, file: str) -> Path:

@@ -1,0 +1,122 @@
+"""The published protocols as plain values, known without torch: who runs one imports `experiments` by it."""
+
+import os
+from dataclasses import dataclass
+
+AGREEMENT = "agreement"  #: the piece of a removal experiment that checks the influences it ranks by
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What both experiments share: which GAN is trained on what, and how much data measures it."""
+
+    data: str = "normal_2d"  #: or "mnist", or "digits"
+    n: int = 10_000  #: training instances
+    epochs: int = 50
+    batch_size: int = 100
+    learning_rate: float = 1e-3
+    order: str = "simultaneous"
+    activation: str = "relu"  #: of the networks on 2D-normal
+    width: int = 32  #: of the networks on images
+    held_out: int = 1_000  #: validation instances, and as many test instances
+    latents: int = 1_000  #: generated instances that the metrics see
+
+    @property
+    def pieces(self) -> list[str]:
+        """What `record` runs one at a time, in order of value."""
+        return [piece for pieces in self.rounds for piece in pieces]
+
+    def prepare(self, seed: int, device: str = "cpu", folder: str | os.PathLike | None = None):
+        """Train the experiment's GAN, or read it from a folder where it was kept before; and build its metrics: a `Setup`.
+
+        Raises:
+            ValueError: for a folder where something else is kept.
+
+        >>> setup = Accuracy(n=200, epochs=1, held_out=20, latents=20).prepare(seed=0)
+        >>> setup.run.steps, list(setup.valid)
+        (2, ['average log-likelihood'])
+        """
+        from . import experiments
+        return experiments.prepare(self, seed, device, folder)
+
+    def measure(self, setup, seed: int, piece: str, compile: bool) -> tuple[dict[str, list[dict]], dict]:
+        """One piece of the experiment; see `record`."""
+        from . import experiments
+        return experiments.measure(self, setup, seed, piece, compile)
+
+
+@dataclass(frozen=True)
+class Accuracy(Protocol):
+    """Experiment 1: does the influence rank instances as leave-one-out retraining does?
+
+    The defaults are the published protocol on 2D-normal: Terashita et al., ICLR 2021, section 5.1.
+    """
+
+    instances: int = 200  #: how many are left out, one at a time
+    windows: tuple[int, ...] = (1, 5, 10, 20, 50)  #: k, in epochs
+
+    @property
+    def rounds(self) -> list[list[str]]:
+        """The pieces that all seeds need before the next ones: the windows; and, of a sample and for networks with kinks, smaller removals."""
+        return [[f"k={k}"] for k in self.windows] + ([["fractions"]] if self.data == "normal_2d" and self.instances < self.n else [])
+
+
+@dataclass(frozen=True)
+class Removal(Protocol):
+    """Experiment 2: is the GAN better when the last epoch is run again without the most harmful instances?
+
+    The defaults are the published protocol on 2D-normal: Terashita et al., ICLR 2021, section 5.2.
+    """
+
+    n: int = 50_000
+    epochs: int = 70
+    held_out: int = 10_000
+    latents: int = 10_000
+    fractions: tuple[float, ...] = (.01, .02, .05, .1, .15, .2, .25, .3, .35, .4)  #: of the training set, removed
+    last_epochs: int = 1  #: run again without them
+
+    @property
+    def methods(self) -> list[str]:
+        """The rankings that are compared."""
+        names = ["average log-likelihood"] if self.data == "normal_2d" else ["Fréchet distance", "Inception score"]
+        return [f"influence on {name}" for name in names] + ["random", "isolation forest", "discriminator loss"]
+
+    @property
+    def rounds(self) -> list[list[str]]:
+        """The pieces that all seeds need before the next ones: a ranking and chance, which it must beat; the others; a check of the influences."""
+        first = [self.methods[0], "random"]
+        return [first, [method for method in self.methods if method not in first], [AGREEMENT]]
+
+
+ACCURACY = {
+    "paper": Accuracy(),
+    "quick": Accuracy(n=1_000, epochs=10, held_out=300, latents=300, instances=60, windows=(1, 2, 5, 10)),
+    "every": Accuracy(instances=10_000, windows=(1,)),
+    "mnist paper": Accuracy("mnist", width=8, held_out=10_000, latents=2_000),
+    "mnist small": Accuracy("mnist", width=8, held_out=10_000, latents=2_000, instances=50, windows=(1, 5, 10)),  # a quarter of the instances
+    "mnist quick": Accuracy("mnist", n=1_000, epochs=20, batch_size=50, learning_rate=5e-3, width=8, held_out=1_000, latents=500, instances=20, windows=(1, 2)),
+    "digits quick": Accuracy("digits", n=1_000, epochs=20, batch_size=50, learning_rate=2e-3, width=8, held_out=300, latents=500, instances=20, windows=(1, 2)),
+}
+
+REMOVAL = {
+    "paper": Removal(),
+    "quick": Removal(n=5_000, learning_rate=1e-2, held_out=2_000, latents=2_000),  # a tenth of the steps, each ten times as long
+    "mnist paper": Removal("mnist", epochs=20, fractions=(.01, .02, .05, .1, .2, .3, .4, .5, .7, .9)),
+    # A fifth of the instances and three tenths of the steps, each twice as long, through networks of a quarter of the width.
+    "mnist small": Removal("mnist", n=10_000, epochs=30, learning_rate=2e-3, width=8, latents=2_000, fractions=(.01, .05, .1, .2, .3, .5, .7)),
+    "mnist quick": Removal("mnist", n=2_000, epochs=16, learning_rate=5e-3, width=8, held_out=1_000, latents=500, fractions=(.05, .2, .5)),
+    "digits quick": Removal("digits", n=1_100, epochs=28, learning_rate=2e-3, width=8, held_out=300, latents=500, fractions=(.05, .2, .5)),
+}
+
+#: What notebooks/recorded holds, in order of value: the protocol, and the seeds that complete it.
+EXPERIMENTS = {
+    "accuracy_2d": (ACCURACY["paper"], range(10)),
+    "removal_2d": (REMOVAL["paper"], range(15)),
+    "accuracy_2d_every": (ACCURACY["every"], range(3)),
+    "removal_mnist_small": (REMOVAL["mnist small"], range(10)),
+    "accuracy_mnist_small": (ACCURACY["mnist small"], range(2)),
+    "accuracy_mnist": (ACCURACY["mnist paper"], range(10)),
+    "removal_mnist": (REMOVAL["mnist paper"], range(15)),
+}
+
+FOR_A_GPU = "accuracy_mnist", "removal_mnist"  #: minutes a seed there, hours on a CPU; the small ones are what a CPU can do
