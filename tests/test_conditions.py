@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -223,12 +224,12 @@ def test_savers_of_one_folder_take_turns_and_clean_up(tmp_path):
     runs = [tiny_run(epochs=epochs) for epochs in (1, 2)]
     (tmp_path / ".partial").mkdir()
     (tmp_path / ".partial" / "states.safetensors").write_bytes(b"what a killed process left")
-    threads = [threading.Thread(target=lambda run=run: [run.save(tmp_path) for _ in range(20)]) for run in runs]
-    [thread.start() for thread in threads]
-    while any(thread.is_alive() for thread in threads):
-        if (tmp_path / "trajectory.json").exists():
-            assert gi.Trajectory.load(tmp_path, runs[0].gan, runs[0].x).steps in (4, 8)
-    [thread.join() for thread in threads]
+    with ThreadPoolExecutor(2) as pool:
+        saving = [pool.submit(lambda run=run: [run.save(tmp_path) for _ in range(20)]) for run in runs]
+        while not all(one.done() for one in saving):
+            if (tmp_path / "trajectory.json").exists():
+                assert gi.Trajectory.load(tmp_path, runs[0].gan, runs[0].x).steps in (4, 8)
+        [one.result() for one in saving]
     assert sorted(os.listdir(tmp_path)) == ["states.safetensors", "trajectory.json"]
     umask = os.umask(0)
     os.umask(umask)
