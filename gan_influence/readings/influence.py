@@ -1,6 +1,6 @@
 """Influence: a metric's gradient pulled back through a recorded run, one step at a time."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..game.gan import GAN
 from ..game.state import State
 from ..tools.memory import in_chunks_that_fit
 from ..tools.progress import progress
@@ -16,8 +15,7 @@ from ..training.dynamics import Dynamics, deterministic
 from ..training.trajectory import Trajectory
 from .derivative import check_derivative
 from .implicit import implicit
-
-Metric = Callable[[GAN, State], Tensor]
+from .judging import Metric, direction, metrics_of, name_of, one_instance, settled, value
 
 
 def influence(run: Trajectory, metric: Metric | Mapping[str, Metric], last_epochs: int | None = None,
@@ -55,7 +53,7 @@ def influence(run: Trajectory, metric: Metric | Mapping[str, Metric], last_epoch
     >>> gi.influence(run, gi.metrics.AverageLogLikelihood(data.valid, gan.sample_latents(50, seed=1)), last_epochs=1).shape
     torch.Size([200])
     """
-    metrics = metric if isinstance(metric, Mapping) else {"metric": metric}
+    metrics = metrics_of(metric)
     start = run.window(last_epochs)
     cotangents = [_gradient(run, m) for m in metrics.values()]
     check_derivative(run)
@@ -90,9 +88,7 @@ def parameter_influence(run: Trajectory, j: int, last_epochs: int | None = None)
     >>> gi.parameter_influence(run, 7, last_epochs=1).generator["0.weight"].shape
     torch.Size([32, 10])
     """
-    if not -run.n <= j < run.n:
-        raise IndexError(f"instances are 0..{run.n - 1}, got {j}")
-    start, j = run.window(last_epochs), j % run.n
+    start, j = run.window(last_epochs), one_instance(run, j)
     drawn = np.flatnonzero((run.draws(start) == j).any(1))
     first = start + int(drawn[0]) if len(drawn) else run.steps
     state = run.state(first)
@@ -116,24 +112,22 @@ def harmfulness(scores: Tensor, metric: Metric) -> Tensor:
     >>> harmfulness(torch.tensor([1.0, -2.0]), SimpleNamespace(name="distance", higher_is_better=False))
     tensor([-1.,  2.])
     """
-    return scores if metric.higher_is_better else -scores
+    return direction(metric) * scores
 
 
 def _gradient(run: Trajectory, metric: Metric) -> State:
     """The metric's gradient by the final state."""
-    name = getattr(metric, "name", repr(metric))
-    state = run.final.map(Tensor.requires_grad_)  # a copy, whatever the metric does to it
+    state = run.final.map(Tensor.requires_grad_)
     parameters = state.tensors()
 
-    def differentiate() -> Sequence[Tensor | None]:
+    def differentiate() -> tuple[float, Sequence[Tensor | None]]:
         with torch.enable_grad(), deterministic(run.x.device):
-            value = metric(run.gan, state)
-            if value.ndim or not value.isfinite():
-                raise FloatingPointError(f"influence assumes a finite scalar metric, but {name} is {value.detach().tolist()} at the end of the run "
-                                         f"(step {run.steps})")
-            return torch.autograd.grad(value, parameters, allow_unused=True) if value.requires_grad else [None] * len(parameters)
+            found = value(metric, run.gan, state)
+            return found.item(), torch.autograd.grad(found, parameters, allow_unused=True) if found.requires_grad else [None] * len(parameters)
 
-    gradient = in_chunks_that_fit(metric, differentiate)
+    found, gradient = in_chunks_that_fit(metric, differentiate)
+    settled(run, metric, found)
+    name = name_of(metric)
     if all(g is None for g in gradient[: len(state.generator)]):
         raise ValueError(f"influence assumes that the metric depends on the generator, but {name} does not reach it: build its value "
                          "from gan.generate(state, latents), without detaching and without numpy")
