@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import importlib.util
 import json
 import os
 import re
@@ -27,6 +26,7 @@ from gan_influence import experiments, plots
 from gan_influence.batch import executors, gathering
 from gan_influence.batch import grid as batch
 from gan_influence.cli.main import main
+from gan_influence.tools.locks import only_driver
 
 PARAMETERS = 'seed: int = 0  # of everything\nrate: float = 0.5\npreset: str = "quick"  # "quick": fast; "paper": slow\nout: str = "runs/x"'
 # A file beside the notebook tells a run what to do, so that the same command can fail and then succeed.
@@ -44,13 +44,28 @@ import json
 Path(out, "results.partial").write_text(json.dumps({"results": {"product": seed * rate, "all": {"first": [seed, 0.1 + 0.2]}}}))
 os.replace(Path(out, "results.partial"), Path(out, "results.json"))
 """
-threads = partial(ThreadPoolExecutor, 2)
+
+
+class Threads(ThreadPoolExecutor):
+    """A stand-in for Dask, whose processes take seconds to import what they need."""
+
+    def submit(self, function, run, pure):
+        return super().submit(function, run)
+
+    def scheduler_info(self):
+        return {"workers": self._threads}
+
+
+@contextlib.contextmanager
+def threads(jobs: int = 2):
+    with Threads(jobs) as pool:
+        yield pool, {}
 
 
 @pytest.fixture
 def light(monkeypatch):
-    """The command line with threads for processes, which take seconds to import what they need."""
-    monkeypatch.setattr(executors, "processes", ThreadPoolExecutor)
+    """The command line with threads for processes."""
+    monkeypatch.setattr(executors, "local", threads)
 
 
 @pytest.fixture
@@ -79,7 +94,7 @@ def products(out: Path) -> dict[str, float]:
         return {row["seed"]: float(row["value"]) for row in csv.DictReader(file) if row["measurement"] == "product"}
 
 
-def until(condition, seconds: float = 30):
+def until(condition, seconds: float = 120):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "nothing happened"
@@ -140,8 +155,9 @@ def test_names_are_readable_and_never_shared(notebook, tmp_path):
     (["--preset", "papers"], "presets quick, paper"),
     (["-p", "seed", "1", "--seeds", "0:2"], "--seeds sets seed"),
     (["--jobs", "0"], "above 0"),
-    (["--timeout", "soon"], "above 0"),
-    (["--scheduler", "tcp://127.0.0.1:1"], "a" if importlib.util.find_spec("distributed") is None else "no Dask scheduler answers"),
+    *((["--timeout", text], f"a whole number above 0, but got '{text}'") for text in ("soon", "2.5", "inf", "-1")),
+    (["--seeds", "0:100000000"], "these are 100000000 runs, and a folder takes 10000"),
+    (["--scheduler", "tcp://127.0.0.1:1"], "no Dask scheduler answers"),
 ])
 def test_refused_before_anything_starts(arguments, sentence, notebook, tmp_path, capsys):
     assert sentence in refusal(capsys, "run", str(notebook), "--out", str(tmp_path / "runs"), *arguments)
@@ -192,12 +208,24 @@ def test_a_folder_of_another_notebook_is_left_alone(notebook, tmp_path, capsys):
     assert (tmp_path / "grid.json").read_text() == before
 
 
+@pytest.mark.parametrize("text", ['{"notebook": "07_tiny", "runs": {"se', "[1]", '{"runs": {}}'])
+def test_a_damaged_list_of_runs_is_not_replaced(text, notebook, tmp_path, capsys):
+    (tmp_path / "grid.json").write_text(text)
+    assert "grid.json lists the runs of its folder, and it is damaged" in refusal(capsys, "run", str(notebook), "--out", str(tmp_path))
+    assert (tmp_path / "grid.json").read_text() == text and not started(notebook)
+
+
+def test_whoever_drives_and_works_needs_no_torch():
+    code = "import sys, papermill, gan_influence.batch.executors; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_two_drivers(notebook, tmp_path, capsys):
-    with executors.only_driver(tmp_path):
+    with only_driver(tmp_path):
         sentence = refusal(capsys, "run", str(notebook), "--out", str(tmp_path))
     assert f"is being filled by process {os.getpid()} on" in sentence and not started(notebook)
     (tmp_path / ".lock").write_text("process 1 on elsewhere")
-    with executors.only_driver(tmp_path):
+    with only_driver(tmp_path):
         assert str(os.getpid()) in (tmp_path / ".lock").read_text(), "a lock that nobody holds is taken over"
 
 
@@ -246,7 +274,7 @@ def test_done_needs_an_end_and_whole_results(notebook, tmp_path):
     trouble(notebook, 1, "os.environ['NO_RESULTS'] = '1'")
     write_notebook(notebook, PARAMETERS, WORK, "if 'NO_RESULTS' not in os.environ:\n    " + SAVE.replace("\n", "\n    "))
     runs = batch.grid(notebook, tmp_path, {"seed": [0, 1]})
-    failed = executors.run_all(batch.plan(runs, tmp_path), threads, 2)
+    failed = executors.run_all(batch.plan(runs, tmp_path), threads())
     assert list(failed) == ["seed=1"] and "results.json" in failed["seed=1"] and [run.state for run in runs] == ["done", "failed"]
     good = (runs[0].folder / "results.json").read_text()
     for part, text in (("results.json", good[:-9]), ("done.json", json.dumps({"parameters": {"seed": 7}})), ("done.json", "{")):
@@ -314,6 +342,27 @@ def test_code_that_changed_since_is_told_and_not_mixed_silently(notebook, tmp_pa
     assert "has changed" not in capsys.readouterr().out.splitlines()[-1] and started(notebook) == {"0": 2, "1": 2}
 
 
+def test_code_that_changes_meanwhile(notebook, tmp_path, capsys, light):
+    out = tmp_path / "runs"
+    command = ["run", str(notebook), "--seeds", "0:3", "--out", str(out)]
+    trouble(notebook, 1, "import nbformat\nbook = nbformat.read('07_tiny.ipynb', 4)\nbook.cells[1].source += '\\n1 + 1'\nnbformat.write(book, '07_tiny.ipynb')")
+    old = batch.notebooks.code_fingerprint(notebook)
+    assert main(command) == 1 and "code has changed since this grid was started" in capsys.readouterr().err
+    runs = gathering.planned(out)
+    assert [run.state for run in runs] == ["done", "done", "failed"] and {run.done_by for run in runs[:2]} == {old}, "stamped with what ran"
+    assert main(command) == 0 and "has changed since 2 of them were done" in capsys.readouterr().out and started(notebook) == {"0": 1, "1": 1, "2": 1}
+    assert main(["gather", str(out)]) == 0 and "the code of 07_tiny changed between these runs" in capsys.readouterr().err
+    assert main([*command, "--force"]) == 1 and main(command) == 0 and main(["gather", str(out)]) == 0
+    notebook.with_name("trouble-1").unlink()
+    assert main([*command, "--force"]) == 0 and capsys.readouterr() and main(["gather", str(out)]) == 0 and capsys.readouterr().err == ""
+
+
+def test_a_notebook_removed_meanwhile_spoils_nothing_done(notebook, tmp_path, capsys, light):
+    trouble(notebook, 0, "os.remove('07_tiny.ipynb')")
+    assert main(["run", str(notebook), "--seeds", "0:2", "--out", str(tmp_path / "runs")]) == 1
+    assert [run.state for run in gathering.planned(tmp_path / "runs")] == ["done", "failed"] and "No such file" in capsys.readouterr().err
+
+
 def test_a_run_does_not_move_its_process(notebook, tmp_path):
     trouble(notebook, 0, "time.sleep(1)")
     (run,) = batch.grid(notebook, tmp_path, {"seed": [0]})
@@ -371,17 +420,32 @@ def test_a_killed_driver_leaves_no_process_and_loses_nothing(how, status, notebo
     with driver(notebook, out) as process:
         until(lambda: len(done(out)) >= 2 and started(notebook)["2"])
         descendants = process.children(recursive=True)
-        process.send_signal(how)
+        (os.killpg if how == signal.SIGINT else os.kill)(process.pid, how)  # Ctrl-C goes to workers too
         assert process.wait(20) == status
         printed = process.stdout.read()
         gone, alive = psutil.wait_procs(descendants, timeout=5)
         assert not alive and len(gone) >= 3
-    assert how == signal.SIGKILL or ("the same command continues" in printed and "KeyboardInterrupt" not in printed), printed
+    assert how == signal.SIGKILL or ("the same command continues" in printed and "Traceback" not in printed), printed
     hurdle.unlink()
     before = done(out)
     assert 2 <= len(before) < 4
     assert main(["run", str(notebook), "--seeds", "0:4", "--out", str(out), "--jobs", "2"]) == 0
     check_resumed(notebook, out, before)
+
+
+def test_interrupted_before_workers_are_there(notebook, tmp_path):
+    with driver(notebook, tmp_path / "runs") as process:
+        assert "4 to do" in process.stdout.readline()
+        os.killpg(process.pid, signal.SIGINT)
+        printed = process.stdout.read()
+        assert process.wait(20) == 130 and "the same command continues" in printed and "Traceback" not in printed, printed
+    assert not started(notebook)
+
+
+def test_nobody_reads_what_is_printed(notebook, tmp_path):
+    with driver(notebook, tmp_path / "runs") as process:
+        process.stdout.close()
+        assert process.wait(60) == 141
 
 
 def test_killed_three_times_at_random(notebook, tmp_path, light):
@@ -426,7 +490,7 @@ def test_a_killed_worker_is_replaced_and_its_run_given_up(notebook, tmp_path, mo
     trouble(notebook, 0, "time.sleep(3)")
     trouble(notebook, 1, "import psutil; psutil.Process().parent().kill()")
     runs = batch.grid(notebook, tmp_path, {"seed": range(4)})
-    failed = executors.run_all(batch.plan(runs, tmp_path), partial(executors.processes, 2), 2)
+    failed = executors.run_all(batch.plan(runs, tmp_path), executors.local(2))
     assert list(failed) == ["seed=1"] and "killed 2 times" in failed["seed=1"]
     until(lambda: runs[1].state != "running")  # the kernel outlives its worker for a moment
     assert [run.state for run in runs] == ["done", "waiting", "done", "done"], "whoever ran beside it must not pay for it"
@@ -438,8 +502,7 @@ def test_a_killed_worker_is_replaced_and_its_run_given_up(notebook, tmp_path, mo
 
 @pytest.fixture
 def dask(tmp_path, request):
-    """A scheduler and two workers as processes, talking over loopback: (address, workers). A parameter says what the first offers."""
-    pytest.importorskip("distributed")
+    """A scheduler and two workers as processes, talking over loopback: (address, workers, scheduler). A parameter says what the first offers."""
     environment = os.environ | {"DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical"}
     file, processes = tmp_path / "scheduler.json", []
 
@@ -448,7 +511,7 @@ def dask(tmp_path, request):
                                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         return processes[-1]
 
-    start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file))
+    scheduler = start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file))
     workers = [start("worker", "--scheduler-file", str(file), "--host", "127.0.0.1", "--nthreads", "1", "--no-nanny", "--no-dashboard", *offer)
                for offer in (getattr(request, "param", ()), ())]
     until(lambda: file.exists() and file.read_text().endswith("}"))
@@ -456,7 +519,7 @@ def dask(tmp_path, request):
     from dask.distributed import Client
     with Client(address, set_as_default=False) as client:
         client.wait_for_workers(2, timeout=60)
-    yield address, workers
+    yield address, workers, scheduler
     for process in reversed(processes):
         with contextlib.suppress(psutil.NoSuchProcess):
             for one in [*process.children(recursive=True), process]:
@@ -465,7 +528,7 @@ def dask(tmp_path, request):
 
 
 def test_a_cluster_survives_its_driver_and_a_worker(dask, notebook, tmp_path, capsys):
-    address, workers = dask
+    address, workers, _ = dask
     out, hurdle = tmp_path / "runs", trouble(notebook, 1, "time.sleep(60)")
     on_gpu = ["run", str(write_gpu_notebook(notebook)), "-p", "device", "cuda", "--out", str(tmp_path / "gpu")]
     assert "none that offers a GPU" in refusal(capsys, *on_gpu, "--scheduler", address)
@@ -477,15 +540,31 @@ def test_a_cluster_survives_its_driver_and_a_worker(dask, notebook, tmp_path, ca
     hurdle.unlink()
     runs = batch.grid(notebook, out, {"seed": range(4)})
     with ThreadPoolExecutor(1) as pool:
-        rest = pool.submit(executors.run_all, batch.plan(runs, out), partial(executors.cluster, address), 4)
+        rest = pool.submit(executors.run_all, batch.plan(runs, out), executors.remote(address))
         next(worker for worker in workers if worker.children()).kill()  # the one whose kernel sleeps for the driver that is gone
         assert rest.result() == {}
     check_resumed(notebook, out, before)
 
 
+def test_a_cluster_without_workers_or_scheduler_is_told_of(dask, notebook, tmp_path, monkeypatch, capsys):
+    address, workers, scheduler = dask
+    monkeypatch.setattr(executors, "PATIENCE", 0.2)
+    for seed in range(2):
+        trouble(notebook, seed, "time.sleep(60)")
+    runs, told = batch.grid(notebook, tmp_path, {"seed": [0, 1]}), []
+    with ThreadPoolExecutor(1) as pool:
+        rest = pool.submit(executors.run_all, batch.plan(runs, tmp_path), executors.remote(address))
+        until(lambda: len(started(notebook)) == 2)
+        for worker in workers:
+            worker.kill()
+        until(lambda: told.append(capsys.readouterr().err) or f"no worker is connected to {address}: waiting for one" in told[-1])
+        scheduler.kill()
+        assert set(rest.result()) == {"seed=0", "seed=1"} and all("the Dask scheduler is gone" in why for why in rest.result().values())
+
+
 @pytest.mark.parametrize("dask", [("--resources", "GPU=1")], indirect=True)
 def test_runs_that_want_a_gpu_go_where_one_is_and_one_at_a_time(dask, notebook, tmp_path):
-    address, (with_gpu, _) = dask
+    address, (with_gpu, _), _ = dask
     out, path = tmp_path / "gpu", write_gpu_notebook(notebook)
     assert main(["run", str(path), "-p", "device", "cuda", "--seeds", "0:4", "--out", str(out), "--scheduler", address]) == 0
     found = [json.loads(file.read_text())["results"] for file in out.glob("*/results.json")]

@@ -4,11 +4,10 @@ import fcntl
 import hashlib
 import itertools
 import json
-import multiprocessing
+import math
 import os
 import re
 import socket
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-import papermill
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
-
-from ..tools.storage import write_atomically
+from ..tools.files import write_atomically
+from ..tools.locks import locked
 from . import notebooks
 
 GRID = "grid.json"  # in the folder of a grid
 RUN, LOG, FAILED, DONE = "run.json", "log.txt", "failed.json", "done.json"  # in the folder of each run
+LARGEST = 10_000  # runs of one folder
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,15 @@ class Run:
         parameters: the values given to it; the notebook's own hold for the others.
         timeout: seconds that a cell may take.
         html: whether to write an HTML page too.
+        code: the fingerprint of the notebook's code when the grid was made.
     """
 
     notebook: Path
     folder: Path
     parameters: dict[str, object]
-    timeout: float | None = None
+    timeout: int | None = None
     html: bool = False
+    code: str = ""
 
     @property
     def name(self) -> str:
@@ -64,9 +64,9 @@ class Run:
         return "failed" if (self.folder / FAILED).exists() else "waiting"
 
     @property
-    def outdated(self) -> bool:
-        """Whether it is done, but the notebook's code has changed since."""
-        return self.state == "done" and read_json(self.folder / DONE).get("code") != notebooks.code_fingerprint(self.notebook)
+    def done_by(self) -> str | None:
+        """The fingerprint of the code that its results are of."""
+        return (read_json(self.folder / DONE) or {}).get("code")
 
     @property
     def error(self) -> str:
@@ -77,7 +77,7 @@ class Run:
 # What to run.
 
 
-def grid(notebook: Path, out: str | os.PathLike, axes: Mapping[str, Sequence], timeout: float | None = None, html: bool = False) -> list[Run]:
+def grid(notebook: Path, out: str | os.PathLike, axes: Mapping[str, Sequence], timeout: int | None = None, html: bool = False) -> list[Run]:
     """All combinations of the axes' values, as runs in the folder `out`; nothing is written yet.
 
     Args:
@@ -87,7 +87,7 @@ def grid(notebook: Path, out: str | os.PathLike, axes: Mapping[str, Sequence], t
         timeout, html: as in `Run`.
 
     Raises:
-        ValueError: for a parameter that the notebook does not have, or a value of another type.
+        ValueError: for a parameter that the notebook does not have, a value of another type, or more runs than a folder takes.
 
     >>> notebook = notebooks.FOLDER / "04_leave_one_out_2d.ipynb"
     >>> [run.name for run in grid(notebook, "runs/04", {"preset": ["quick"], "first_seed": ["0", "1"]})]
@@ -95,12 +95,16 @@ def grid(notebook: Path, out: str | os.PathLike, axes: Mapping[str, Sequence], t
     """
     if "out" in axes:
         raise ValueError("the notebook's parameter out is set for each run, below the folder of the grid: leave it out")
+    if (n := math.prod(map(len, axes.values()))) > LARGEST:
+        raise ValueError(f"these are {n} runs, and a folder takes {LARGEST}: give fewer values, or several folders")
+    known = notebooks.declared(notebook)
     values = []
     for name, given in axes.items():
-        read = [_plain(notebooks.check_parameters(notebook, {name: value})[name]) for value in given]
+        notebooks.check_parameters(notebook, {name: given[0]})
+        read = [_plain(notebooks.read_value(value, known[name]["inferred_type_name"], name)) for value in given]
         values.append(list({json.dumps(value): value for value in read}.values()))
-    points = [dict(zip(axes, point)) for point in itertools.product(*values)]
-    return [Run(notebook.resolve(), Path(out).resolve() / run_name(point), point, timeout, html) for point in points]
+    points, code = [dict(zip(axes, point)) for point in itertools.product(*values)], notebooks.code_fingerprint(notebook)
+    return [Run(notebook.resolve(), Path(out).resolve() / run_name(point), point, timeout, html, code) for point in points]
 
 
 def split_values(text: str) -> list[str]:
@@ -177,14 +181,19 @@ def _execute(run: Run, log: TextIO) -> str | None:
     printed = notebooks.without_places(log.read())
     log.truncate(0)
     print(f"{printed}{'failed: ' + error if error else 'done'}, after {record['seconds']} s", file=log, flush=True)
-    _write(run.folder / (FAILED if error else DONE), record | ({"error": error} if error else {"code": notebooks.code_fingerprint(run.notebook)}))
+    _write(run.folder / (FAILED if error else DONE), record | ({"error": error} if error else {"code": run.code}))
     return error
 
 
 @contextmanager
 def _errors_into(log: TextIO) -> Iterator[None]:
     """Let the kernel, which inherits it, complain to the log and not to the terminal; and hold the log's lock until it is gone too."""
-    if multiprocessing.parent_process() is None or threading.current_thread() is not threading.main_thread():
+    from distributed import get_worker
+    try:
+        own = get_worker().state.nthreads == 1
+    except ValueError:
+        own = False
+    if not own:
         yield  # the process is not this run's own
         return
     kept = os.dup(2)
@@ -197,12 +206,16 @@ def _errors_into(log: TextIO) -> Iterator[None]:
 
 
 def _failure(run: Run, log: TextIO) -> str | None:
+    import papermill  # here, because a driver has no need of what takes a second
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
     try:
+        if notebooks.code_fingerprint(run.notebook) != run.code:
+            return "the notebook's code has changed since this grid was started: the same command again runs what it is now"
         notebooks.run(run.notebook, run.folder, run.parameters, run.timeout, run.html, log)
     except papermill.PapermillExecutionError as error:
         return notebooks.without_places(f"cell {error.cell_index}, {error.ename}: {error.evalue}")
     except CellTimeoutError:
-        return f"a cell took longer than {run.timeout:g} s (--timeout)"
+        return f"a cell took longer than {run.timeout} s (--timeout)"
     except DeadKernelError:
         return "the notebook's process died: it ran out of memory, or ended itself"
     except OSError as error:
@@ -223,10 +236,12 @@ def plan(runs: Sequence[Run], out: str | os.PathLike, force: bool = False) -> li
         force: whether to do all of them again.
 
     Raises:
-        ValueError: when the folder belongs to another notebook.
+        ValueError: when the folder belongs to another notebook, or it cannot be read what it holds.
     """
     path, stem = Path(out) / GRID, runs[0].notebook.stem
-    known = read_json(path) or {"notebook": stem, "runs": {}}
+    known = (read_json(path) or {}) if path.exists() else {"notebook": stem, "runs": {}}
+    if known.keys() != {"notebook", "runs"}:
+        raise ValueError(f"{path} lists the runs of its folder, and it is damaged: put it back, or remove it and ask for all of these runs again")
     if known["notebook"] != stem:
         raise ValueError(f"{out} holds runs of {known['notebook']}, and these are of {stem}: give each notebook a folder of its own")
     _write(path, {"notebook": stem, "runs": known["runs"] | {run.name: run.parameters for run in runs}})
@@ -263,14 +278,6 @@ def _letters(text: str) -> str:
 
 def _os_error(error: OSError) -> str:
     return f"{error.strerror or error}{f': {Path(error.filename).name}' if error.filename else ''}"
-
-
-@contextmanager
-def locked(path: Path, patient: bool = True) -> Iterator[TextIO]:
-    # The system lets go of the lock when its holder dies: none is ever stale.
-    with open(path, "a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if patient else fcntl.LOCK_NB))
-        yield file
 
 
 def _is_locked(path: Path) -> bool:

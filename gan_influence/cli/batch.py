@@ -4,10 +4,11 @@ import argparse
 import signal
 import sys
 import time
-from functools import partial
+from collections import Counter
 from importlib import import_module
 from pathlib import Path
 
+from ..tools.locks import only_driver
 from ..tools.progress import progress
 from .record import check_gpu, seeds
 
@@ -27,7 +28,7 @@ examples:
   gan-influence run 00 -p removed 0.05,0.1 -p epochs 30,60 --seeds 0:3 --out runs/00    a grid of 2 x 2 x 3
 one GPU, several processes on it:
   gan-influence run 04 --preset paper -p device cuda --seeds 0:15 --out runs/04 --jobs 3
-several GPUs of one machine, one Dask worker each (pip install 'gan-influence[cluster]'):
+several GPUs of one machine, one Dask worker each:
   dask scheduler --host 127.0.0.1 &
   for gpu in 0 1; do CUDA_VISIBLE_DEVICES=$gpu dask worker tcp://127.0.0.1:8786 --nthreads 1 --resources GPU=1 & done
   gan-influence run 04 --preset paper -p device cuda --seeds 0:15 --out runs/04 --scheduler tcp://127.0.0.1:8786
@@ -44,9 +45,9 @@ Slurm, in Python on the login node (pip install dask-jobqueue); leave it open an
                          help="a value of a parameter, or several with commas between; each NAME multiplies the grid")
     command.add_argument("--seeds", type=seeds, metavar="A:B", help="a run for each of the seeds A, A+1, ... B-1")
     command.add_argument("--preset", help="the notebook's parameter preset")
-    command.add_argument("--jobs", type=_positive(int), default=1, metavar="N", help="how many runs at once on this machine (default: %(default)s)")
+    command.add_argument("--jobs", type=_positive, default=1, metavar="N", help="how many runs at once on this machine (default: %(default)s)")
     command.add_argument("--scheduler", metavar="ADDRESS", help="run on the Dask cluster of this scheduler instead, as many at once as it has threads")
-    command.add_argument("--timeout", type=_positive(float), metavar="SECONDS", help="how long a single cell may take (default: for ever)")
+    command.add_argument("--timeout", type=_positive, metavar="SECONDS", help="how long a single cell may take (default: for ever)")
     command.add_argument("--html", action="store_true", help="leave the executed notebook as an HTML page too")
     command.add_argument("--force", action="store_true", help="do all of these runs again")
     command.set_defaults(call=_run)
@@ -54,15 +55,17 @@ Slurm, in Python on the login node (pip install dask-jobqueue); leave it open an
 
 
 def _run(options) -> int:
-    batch, executors = _tools(options, "grid", "executors")
+    batch, executors = notebook_tools(options, "grid"), notebook_tools(options, "executors")
     try:
         notebook = batch.notebooks.find(options.notebook)
         runs = batch.grid(notebook, options.out, _axes(options, batch, notebook), options.timeout, options.html)
         gpu = any(run.parameters.get("device") == "cuda" for run in runs)
-        if options.scheduler is None:
-            check_gpu(options, "cuda" if gpu else "cpu", "-p device")
-        with executors.only_driver(options.out):
+        if gpu and options.scheduler is None:
+            check_gpu(options, "cuda", "-p device")
+        with only_driver(options.out):
             return _drive(options, batch, executors, runs, gpu)
+    except BrokenPipeError:
+        raise  # nobody reads what is printed here: that is no matter of this command
     except (ValueError, BlockingIOError) as error:
         options.parser.error(str(error))
     except OSError as error:
@@ -89,15 +92,16 @@ def _axes(options, batch, notebook: Path) -> dict:
 def _drive(options, batch, executors, runs: list, gpu: bool) -> int:
     waiting = batch.plan(runs, options.out, options.force)
     print(f"{runs[0].notebook.stem}: {len(runs)} runs in {options.out}, {len(runs) - len(waiting)} done before, {len(waiting)} to do", flush=True)
-    if changed := sum(run.outdated for run in runs):
+    if changed := sum(run.state == "done" and run.done_by != run.code for run in runs):
         print(f"the notebook's code has changed since {changed} of them were done, which stay as they are: --force does all of them again", flush=True)
     if not waiting:
         return 0
-    make_pool = partial(executors.cluster, options.scheduler, gpu) if options.scheduler else partial(executors.processes, options.jobs)
     width, before, ended = max(len(run.name) for run in runs), len(runs) - len(waiting), 0
     began, failed = time.monotonic(), {}
+    # A batch system says SIGTERM where a person says Ctrl-C.
+    usual = signal.signal(signal.SIGTERM, signal.default_int_handler)
     with progress(total=len(waiting), desc="runs", unit="run", smoothing=0) as bar:
-        def report(run, error, running) -> None:
+        def report(run, error) -> None:
             nonlocal ended
             ended += 1
             if error:
@@ -105,13 +109,10 @@ def _drive(options, batch, executors, runs: list, gpu: bool) -> int:
             left = _duration((time.monotonic() - began) / ended * (len(waiting) - ended))
             bar.write(f"[{before + ended}/{len(runs)}] {run.name:{width}}  {'failed: ' + _line(error) if error else 'done'}  "
                       f"({len(failed)} failed, {left} left)")
-            bar.set_postfix(running=running, failed=len(failed))
             bar.update()
 
-        # A batch system says SIGTERM where a person says Ctrl-C.
-        usual = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            executors.run_all(waiting, make_pool, len(runs) if options.scheduler else options.jobs, report)
+            executors.run_all(waiting, executors.remote(options.scheduler, gpu) if options.scheduler else executors.local(options.jobs), report)
         except KeyboardInterrupt:
             print(f"stopped with {before + ended - len(failed)} of {len(runs)} runs done: the same command continues", file=sys.stderr)
             return 130
@@ -137,9 +138,8 @@ Count the runs below a folder that are done, running, failed and waiting; say wh
 
 
 def _status(options) -> None:
-    (gathering,) = _tools(options, "gathering")
     try:
-        runs = gathering.planned(options.folder)
+        runs = notebook_tools(options, "gathering").planned(options.folder)
     except FileNotFoundError as error:
         options.parser.error(str(error))
     states = [run.state for run in runs]
@@ -164,42 +164,30 @@ In pandas, then:
 
 
 def _gather(options) -> None:
-    (gathering,) = _tools(options, "gathering")
+    gathering = notebook_tools(options, "gathering")
     try:
         rows, missing, written = gathering.gather(options.folder, options.to)
-        total = len(gathering.planned(options.folder))
+        runs = gathering.planned(options.folder)
     except FileNotFoundError as error:
         options.parser.error(str(error))
-    print(f"{len(rows)} measurements of {total - len(missing)} runs in", *written, sep="\n  ")
+    print(f"{len(rows)} measurements of {len(runs) - len(missing)} runs in", *written, sep="\n  ")
     if missing:
-        print(f"{len(missing)} of {total} runs are missing:", *(f"  {run.name}  ({run.state})" for run in missing), sep="\n")
+        print(f"{len(missing)} of {len(runs)} runs are missing:", *(f"  {run.name}  ({run.state})" for run in missing), sep="\n")
+    codes = Counter(stem for stem, _ in {(run.notebook.stem, run.done_by) for run in runs if run not in missing})
+    for stem in (stem for stem, n in codes.items() if n > 1):
+        print(f"the code of {stem} changed between these runs, so their numbers may not belong together: `gan-influence run --force` does all of them again",
+              file=sys.stderr)
 
 
-def _positive(kind: type):
-    def read(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = 0
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"this is a number above 0, but got {text!r}")
-        return value
-    return read
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"this is a whole number above 0, but got {text!r}")
+    return int(text)
 
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def notebook_tools(options):
-    # Imported here, because scoring a GAN needs none of it.
-    try:
-        from ..batch import notebooks
-    except ModuleNotFoundError as error:
-        options.parser.error(f"this command runs notebooks, which needs {error.name}: pip install 'gan-influence[notebooks]'")
-    return notebooks
-
-
-def _tools(options, *names: str) -> list:
-    notebook_tools(options)
-    return [import_module(f"..batch.{name}", __package__) for name in names]
+def notebook_tools(options, name: str = "notebooks"):
+    return import_module(f"..batch.{name}", __package__)  # when a command is at work, because scoring a GAN needs none of it
