@@ -8,16 +8,17 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import nbformat
 import pytest
 import torch
 
 import gan_influence
+from conftest import optional
 from gan_influence import experiments
 from gan_influence.batch import notebooks
 from gan_influence.cli.main import main
 from gan_influence.tools import links
 
+nbformat = optional("nbformat")
 ROOT = links.ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
