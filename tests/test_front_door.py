@@ -17,6 +17,7 @@ from gan_influence import experiments
 from gan_influence.batch import notebooks
 from gan_influence.cli.main import main
 from gan_influence.tools import links
+from gan_influence.tools.locks import only_driver
 
 nbformat = optional("nbformat")
 ROOT = links.ROOT
@@ -215,6 +216,9 @@ SAVE = "from gan_influence import experiments\nexperiments.save_results(out, {'s
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([0, 1])\nplt.show()"
 
 
+DEMO = ["00_start_here.html", "00_start_here.ipynb", "figure-1.png", "results.json", "table.csv"]
+
+
 @pytest.fixture
 def demo(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
@@ -227,7 +231,7 @@ def test_demo_leaves_everything_and_no_path(demo, monkeypatch, capsys):
     monkeypatch.chdir(demo)
     assert main(["demo", "-p", "seed", "3", "-p", "rate", "1"]) == 0
     out = demo / "runs" / "demo"
-    assert sorted(path.name for path in out.iterdir()) == ["00_start_here.html", "00_start_here.ipynb", "figure-1.png", "results.json", "table.csv"]
+    assert sorted(path.name for path in out.iterdir()) == [".lock", *DEMO]
     assert json.loads((out / "results.json").read_text())["results"] == {"seed": 3, "rate": 1.0}
     assert (out / "figure-1.png").read_bytes().startswith(b"\x89PNG")
     stored = (out / "00_start_here.ipynb").read_text()
@@ -248,9 +252,35 @@ def test_a_failing_demo_keeps_no_earlier_result(demo, capsys):
     assert main(["demo", "--out", str(out)]) == 0
     write_notebook(notebook, 'seed = 0\nout = "runs/x"', "1 / 0")
     assert main(["demo", "--out", str(out)]) == 1
-    assert [path.name for path in out.iterdir()] == ["00_start_here.ipynb"]
+    assert sorted(path.name for path in out.iterdir()) == [".lock", "00_start_here.ipynb"]
     assert "ZeroDivisionError" in capsys.readouterr().err
     assert str(demo) not in (out / notebook.name).read_text()
+
+
+@pytest.mark.parametrize("theirs", [["figure-1.png"], DEMO, [".lock", "table.csv"]], ids=" ".join)
+def test_a_demo_replaces_only_what_a_demo_made(theirs, demo, capsys, monkeypatch):
+    monkeypatch.chdir(demo / "notebooks")
+    folder = demo / "theirs"
+    folder.mkdir()
+    for name in theirs:
+        (folder / name).write_text("mine")
+    assert "no demo made that folder" in refusal(capsys, "demo", "--out", str(folder)) and "give --out a new one" in refusal(capsys, "demo", "--out", "")
+    assert {path.name: path.read_text() for path in folder.iterdir()} == dict.fromkeys(theirs, "mine")
+
+
+def test_two_demos_do_not_share_a_folder(demo, capsys):
+    with only_driver(demo / "runs"):
+        assert "is being filled by process" in refusal(capsys, "demo", "--out", str(demo / "runs"))
+    assert [path.name for path in (demo / "runs").iterdir()] == [".lock"]
+
+
+def test_paths_mean_what_they_say(demo, monkeypatch):
+    braces = demo / "{seed}" / "a{b}"
+    shutil.copytree(demo / "notebooks", braces / "notebooks")
+    monkeypatch.setattr(notebooks, "FOLDER", braces / "notebooks")
+    (demo / "a0").mkdir()
+    assert main(["demo", "--out", str(demo / "a{seed}")]) == 0 == main(["demo", "--out", str(demo / "a{seed}")]), "and once more into the folder it made"
+    assert sorted(path.name for path in (demo / "a{seed}").iterdir()) == [".lock", *DEMO] and not list((demo / "a0").iterdir())
 
 
 def test_notebooks_are_executed_in_place_or_left(demo, capsys):

@@ -10,22 +10,20 @@ import re
 import sys
 import tempfile
 import time
-import warnings
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-import nbformat
-import papermill
-from nbclient import NotebookClient
-from nbconvert import HTMLExporter
-from traitlets.config import Config
-
+from ..tools.files import write_atomically
 from ..tools.links import ROOT
-from ..tools.storage import write_atomically
 
 FOLDER = ROOT / "notebooks"
+
+#: `name: type = value  # help`, in a parameters cell.
+_DECLARATION = re.compile(r"""(?m)^(?P<name>\w+)[ ]*(?::[ ]*(?P<inferred_type_name>[^=#\n]+?)[ ]*)?=(?!=)[ ]*"""
+                          r"""(?P<default>"[^"\n]*"|'[^'\n]*'|[^#\n]*?)[ ]*(?:#[ ]*(?P<help>.*?)[ ]*)?$""")
 
 
 def run(notebook: Path, out: str | os.PathLike, parameters: Mapping[str, object], timeout: float | None = None, html: bool = True,
@@ -49,37 +47,39 @@ def run(notebook: Path, out: str | os.PathLike, parameters: Mapping[str, object]
         nbclient.exceptions.CellTimeoutError: when a cell takes too long; likewise.
         nbclient.exceptions.DeadKernelError: when the notebook's process dies; likewise.
     """
-    values = check_parameters(notebook, parameters)
-    out = Path(out)
+    import nbformat  # not by everybody who asks for a list of parameters: that takes a second
+    import papermill
+    values, out = check_parameters(notebook, parameters), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     for stale in (*out.glob("figure-*.png"), out / "results.json", out / "table.csv", out / f"{notebook.stem}.html"):
         stale.unlink(missing_ok=True)  # an old result beside a failed run would be taken for its result
     values["out"] = Path(os.path.relpath(out, notebook.parent)).as_posix()
-    _silence_bars()
     executed = out / notebook.name
+    literal = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, executed)]  # papermill formats paths
     try:
-        with _private_kernel() as config:
-            # Papermill's own cwd= would move this whole process there, and with it the runs of other threads.
-            papermill.execute_notebook(str(notebook), str(executed), values, kernel_name="python3", config=config, execution_timeout=timeout,
-                                       stdout_file=log, stderr_file=log, progress_bar=log is None, resources=_in_folder_of(notebook))
+        with _private_kernel(notebook) as kernel:
+            papermill.execute_notebook(*literal, values, execution_timeout=timeout, stdout_file=log, stderr_file=log, progress_bar=log is None, **kernel)
         content = forget_place(nbformat.read(executed, as_version=4), values["out"])
         if html:
-            write_atomically(executed.with_suffix(".html"), _html(content))  # before cleaning: it shows widgets as they stood
+            from nbconvert import HTMLExporter
+            exporter = HTMLExporter()
+            exporter.log.setLevel("ERROR")  # text alternatives of figures are the sentences beside them
+            write_atomically(executed.with_suffix(".html"), exporter.from_notebook_node(content)[0])  # before cleaning: it shows widgets as they stood
         _export_figures(content, out)
     finally:
         if executed.exists():
-            _store(clean(forget_place(nbformat.read(executed, as_version=4), values["out"])), executed)
+            _store(forget_place(nbformat.read(executed, as_version=4), values["out"]), executed)
     return executed
 
 
 def refresh(notebook: Path) -> float:
     """Execute a notebook with its own parameters and store it, cleaned, in its place; returns seconds. A failing one stays as it was."""
-    content = nbformat.read(notebook, as_version=4)
-    _silence_bars()
-    began = time.perf_counter()
-    with _private_kernel() as config:
-        NotebookClient(content, timeout=600, kernel_name="python3", record_timing=False, config=config, resources=_in_folder_of(notebook)).execute()
-    _store(clean(forget_place(content)), notebook)
+    import nbformat
+    from nbclient import NotebookClient
+    content, began = nbformat.read(notebook, as_version=4), time.perf_counter()
+    with _private_kernel(notebook) as kernel:
+        NotebookClient(content, timeout=600, record_timing=False, **kernel).execute()
+    _store(forget_place(content), notebook)
     return time.perf_counter() - began
 
 
@@ -118,14 +118,21 @@ def find(name: str) -> Path:
 
 def title(notebook: Path) -> str:
     """The notebook's first heading."""
-    lines = (line for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "markdown" for line in cell.source.splitlines())
+    lines = (line for kind, source, _ in _cells(notebook) if kind == "markdown" for line in source.splitlines())
     return next((line.lstrip("# ") for line in lines if line.startswith("#")), notebook.stem)
 
 
 def code_fingerprint(notebook: Path) -> str:
     """A hash of a notebook's code: prose, outputs and cells' order numbers do not count."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    return hashlib.blake2b(json.dumps([cell.source for cell in cells if cell.cell_type == "code"]).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(json.dumps([source for kind, source, _ in _cells(notebook) if kind == "code"]).encode(), digest_size=16).hexdigest()
+
+
+def _cells(notebook: Path) -> list[tuple[str, str, list[str]]]:
+    """Each cell's kind, source and tags."""
+    try:
+        return [(cell["cell_type"], "".join(cell["source"]), cell["metadata"].get("tags", [])) for cell in json.loads(notebook.read_bytes())["cells"]]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{notebook} is not a whole notebook of version 4 ({error!r}): open it in Jupyter and save it again") from None
 
 
 def check_parameters(notebook: Path, parameters: Mapping[str, object]) -> dict[str, object]:
@@ -139,11 +146,10 @@ def check_parameters(notebook: Path, parameters: Mapping[str, object]) -> dict[s
     return {name: read_value(value, known[name]["inferred_type_name"], name) for name, value in parameters.items()}
 
 
-def declared(notebook: Path) -> dict[str, dict]:
-    """The parameters that a notebook declares, by name: each with `inferred_type_name`, `default` (as text) and `help`; empty without such a cell."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it would warn of a missing cell
-        return papermill.inspect_notebook(str(notebook))
+def declared(notebook: Path) -> dict[str, dict[str, str]]:
+    """The parameters that a notebook declares, by name: each with `inferred_type_name`, `default` (as text) and `help`, as papermill has it."""
+    source = next((source for _, source, tags in _cells(notebook) if "parameters" in tags), "")
+    return {found["name"]: found.groupdict("") | {"inferred_type_name": found["inferred_type_name"] or "None"} for found in _DECLARATION.finditer(source)}
 
 
 def read_value(value: object, declared: str, name: str = "the parameter") -> object:
@@ -168,7 +174,7 @@ def read_value(value: object, declared: str, name: str = "the parameter") -> obj
     return literal
 
 
-def clean(content: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def clean(content):
     """Take out what execution leaves behind and readers do not need: widget state, timings, paths, versions."""
     for key in ("widgets", "papermill"):
         content.metadata.pop(key, None)
@@ -181,7 +187,7 @@ def clean(content: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return content
 
 
-def forget_place(content: nbformat.NotebookNode, out: str | None = None) -> nbformat.NotebookNode:
+def forget_place(content, out: str | None = None):
     """Take out of a notebook's outputs where it ran: folders of this machine, and what names its user.
 
     Args:
@@ -217,34 +223,32 @@ def without_places(text: str) -> str:
     return re.sub(r"\bipykernel_\d+/\d+\.py", "cell.py", text)  # a cell's source, named by process
 
 
-def _export_figures(content: nbformat.NotebookNode, out: Path) -> None:
+def _export_figures(content, out: Path) -> None:
     images = [output.data["image/png"] for cell in content.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
     for i, image in enumerate(images, 1):
         (out / f"figure-{i}.png").write_bytes(base64.b64decode(image))
 
 
-def _html(content: nbformat.NotebookNode) -> str:
-    exporter = HTMLExporter()
-    exporter.log.setLevel("ERROR")  # text alternatives of figures are the sentences beside them
-    return exporter.from_notebook_node(content)[0]
-
-
-def _store(content: nbformat.NotebookNode, path: Path) -> None:
-    write_atomically(path, nbformat.writes(content) + "\n")
+def _store(content, path: Path) -> None:
+    import nbformat
+    write_atomically(path, nbformat.writes(clean(content)) + "\n")
 
 
 @contextmanager
-def _private_kernel() -> Iterator[Config]:
-    # Through socket files instead of network ports: no warning about unencrypted traffic, no port taken by somebody else. The
-    # files need a folder of their own, or two kernels of one working directory would answer each other's messages.
-    with tempfile.TemporaryDirectory() as folder:
-        yield Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
-
-
-def _in_folder_of(notebook: Path) -> dict:
-    return {"metadata": {"path": str(notebook.parent)}}
-
-
-def _silence_bars() -> None:
-    # A stored progress bar stays at 0 % for ever. Read when tqdm is imported: kernels obey, papermill's bar in this process stays.
-    os.environ["TQDM_DISABLE"] = "1"
+def _private_kernel(notebook: Path) -> Iterator[dict]:
+    """What nbclient needs to be told for a kernel that disturbs nobody, and leaves no file when this process is killed."""
+    from traitlets.config import Config
+    os.environ["TQDM_DISABLE"] = "1"  # kernels obey: a stored progress bar stays at 0 % for ever; papermill's bar here stays, its tqdm has read this before
+    folder = tempfile.TemporaryDirectory()
+    try:
+        Path.home()
+    except RuntimeError:  # a user whom the machine does not know, as in a container: Jupyter would fail
+        os.environ["HOME"] = tempfile.mkdtemp()
+    with folder:
+        config = {"connection_file": f"{folder.name}/kernel.json"}
+        if sys.platform == "linux":  # whose abstract sockets are no network ports, which somebody else may take, and no files, whose paths may be too long
+            config |= {"transport": "ipc", "ip": f"@{uuid.uuid4()}"}
+        # Papermill's own cwd= would move this whole process there, and with it the runs of other threads.
+        yield {"kernel_name": "python3", "config": Config({"KernelManager": config}), "resources": {"metadata": {"path": str(notebook.parent)}},
+               "on_cell_start": lambda **_: folder.cleanup(),  # the kernel has read it
+               "extra_arguments": ["--IPKernelApp.log_level=50"]}  # that its end was met at work is no news

@@ -6,8 +6,9 @@ import sys
 from importlib.metadata import metadata
 from pathlib import Path
 
+from ..batch import notebooks
 from ..tools import links
-from .batch import notebook_tools
+from ..tools.locks import LOCK, only_driver
 
 
 def add_demo(commands) -> argparse.ArgumentParser:
@@ -27,20 +28,30 @@ example:
 
 
 def _demo(options) -> int:
-    notebooks = notebook_tools(options)
-    parameters, notebook = dict(options.parameter), notebooks.FOLDER / "00_start_here.ipynb"
+    from papermill import PapermillExecutionError
+
+    parameters, notebook, out = dict(options.parameter), notebooks.FOLDER / "00_start_here.ipynb", Path(options.out)
     if "out" in parameters:
         options.parser.error("the notebook's parameter out is this command's --out: give that instead")
     if not notebook.exists():
         options.parser.error(f"the notebooks are not part of the installed package: clone {_home_page()} and run this there")
     try:
-        executed = notebooks.run(notebook, options.out, parameters)
-    except ValueError as error:
+        notebooks.check_parameters(notebook, parameters)
+        there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+        if there - {LOCK} and not {LOCK, notebook.name} <= there:
+            options.parser.error(f"{out.resolve()} holds {min(there)}, and no demo made that folder, whose files it would replace: give --out a new one")
+        with only_driver(out):
+            _report(notebooks.run(notebook, out, parameters))
+    except (ValueError, BlockingIOError) as error:
         options.parser.error(str(error))
-    except notebooks.papermill.PapermillExecutionError as error:
-        print(f"cell {error.cell_index} failed, {error.ename}: {error.evalue}\nThe notebook up to there: {Path(options.out) / notebook.name}", file=sys.stderr)
+    except OSError as error:
+        options.parser.error(f"{out} cannot be written ({error.strerror or error}): give another --out")
+    except PapermillExecutionError as error:
+        print(f"cell {error.cell_index} failed, {error.ename}: {error.evalue}\nThe notebook up to there: {out / notebook.name}", file=sys.stderr)
         return 1
-    _report(executed)
+    except RuntimeError as error:
+        print(f"the notebook's process died ({error}): it ran out of memory, or somebody ended it", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -66,17 +77,15 @@ Show every notebook with the parameters that `run` and `demo` can change: name, 
 
 
 def _list(options) -> None:
-    notebooks = notebook_tools(options)
     try:
-        paths = [notebooks.find(name) for name in options.notebooks] or notebooks.every()
+        for path in [notebooks.find(name) for name in options.notebooks] or notebooks.every():
+            print(notebooks.title(path), f"({path.name})")
+            for name, one in notebooks.declared(path).items():
+                if name != "out":  # that is --out
+                    print(f"  {name:15} {one['inferred_type_name']:6} {one['default']:12} {one['help']}".rstrip())
+            print()
     except ValueError as error:
         options.parser.error(str(error))
-    for path in paths:
-        print(notebooks.title(path), f"({path.name})")
-        for name, one in notebooks.declared(path).items():
-            if name != "out":  # that is --out
-                print(f"  {name:15} {one['inferred_type_name']:6} {one['default']:12} {one['help']}".rstrip())
-        print()
 
 
 def add_notebooks(commands) -> argparse.ArgumentParser:
@@ -88,7 +97,6 @@ Execute notebooks with their own parameters and store them, cleaned, in their pl
 
 
 def _notebooks(options) -> int:
-    notebooks = notebook_tools(options)
     from nbclient.exceptions import CellExecutionError
 
     paths = options.paths or sorted(notebooks.FOLDER.glob("*.ipynb"))
