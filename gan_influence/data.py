@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .tools.checks import whole
 from .tools.streams import stream
 from .tools.vision import torchvision
 
@@ -55,7 +56,7 @@ def normal_2d(train: int = 10_000, valid: int = 1_000, test: int = 1_000, seed: 
     def draw(part: int, n: int) -> Tensor:
         return torch.from_numpy(stream("normal_2d", seed, part).multivariate_normal(MEAN, COVARIANCE, n, method="cholesky")).to(dtype)
 
-    return Split(draw(0, train), draw(1, valid), draw(2, test))
+    return Split(*[draw(part, n) for part, n in enumerate(_sizes(train, valid, test))])
 
 
 def mnist(root: str | os.PathLike | None = None, train: int = 50_000, valid: int = 10_000, test: int = 10_000, seed: int = 0,
@@ -82,6 +83,7 @@ def mnist(root: str | os.PathLike | None = None, train: int = 50_000, valid: int
     >>> mnist(train=10, valid=5, test=5).train.shape  # doctest: +SKIP
     torch.Size([10, 1, 28, 28])
     """
+    train, valid, test = _sizes(train, valid, test)
     if train + valid > 60_000 or test > 10_000:
         raise ValueError(f"MNIST has 60000 images for training and validation and 10000 for testing, but {train} + {valid} and {test} were asked for")
     root = Path(root or os.environ.get(ROOT_VARIABLE) or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gan_influence")
@@ -122,13 +124,17 @@ def digits(train: int = 1_197, valid: int = 300, test: int = 300, seed: int = 0,
     except ImportError as error:
         raise ImportError("gi.data.digits() takes scikit-learn, which is not installed: pip install scikit-learn") from error
     bunch = load_digits()
-    n = len(bunch.target)
+    n, (train, valid, test) = len(bunch.target), _sizes(train, valid, test)
     if train + valid + test > n:
         raise ValueError(f"scikit-learn has {n} digits, but {train} + {valid} + {test} were asked for: ask for fewer, or use gi.data.mnist()")
     images = F.interpolate(torch.from_numpy(bunch.images)[:, None] / 8 - 1, size=(28, 28), mode="bilinear").to(dtype)
     labels, order = torch.from_numpy(bunch.target).to(torch.int64), torch.from_numpy(stream("digits", seed).permutation(n))
     parts = order[:train], order[train:train + valid], order[n - test:]
     return LabelledSplit(*[images[which] for which in parts], Split(*[labels[which] for which in parts]))
+
+
+def _sizes(*sizes: int) -> list[int]:
+    return [whole(f"the number of {part} instances", size, least=0) for part, size in zip(Split._fields, sizes)]
 
 
 def _download(load, root: Path, raw: Path) -> None:

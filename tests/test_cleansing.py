@@ -7,6 +7,7 @@ from torch import nn
 
 import gan_influence as gi
 from conftest import tiny_data, tiny_metric, tiny_run
+from gan_influence.readings.judging import direction
 
 
 def noisy_run(n: int = 400, planted: int = 20, seed: int = 0):
@@ -139,6 +140,25 @@ def test_what_cleansing_refuses():
         gi.cleanse(run, {"random": scores.where(scores < scores.max(), torch.nan)}, [0.1], metric, metric)
     with pytest.raises(ValueError, match=r"same metrics.*\['average log-likelihood'\] and \['discriminator loss'\]"):
         gi.cleanse(run, {"random": scores}, [0.1], metric, gi.metrics.DiscriminatorLoss(tiny_data(9), run.gan.sample_latents(9, seed=0)))
+
+
+@pytest.mark.parametrize("answer", ["lower", None, 1])
+def test_a_direction_is_true_or_false(answer):
+    run, metric = tiny_run(), Length(answer)
+    with pytest.raises(TypeError, match=f"higher_is_better = True or False which way is better, but for length it is {answer!r}"):
+        gi.cleanse(run, {"random": gi.random_scores(24)}, [0.1], metric, metric)
+    with pytest.raises(TypeError, match="but for <lambda> it is None"):
+        direction(lambda gan, state: torch.zeros(()))
+    assert direction(Length(np.bool_(True))) == 1 == -direction(Length(False))
+
+
+def test_metrics_without_a_name():
+    def mean(gan, state):
+        return state.generator["0.bias"].mean()
+
+    mean.higher_is_better = True
+    found = gi.cleanse(run := tiny_run(), {"random": gi.random_scores(24)}, [0.1], mean, mean)
+    assert found.rows[0]["metric"] == "metric" and found.rows[0]["valid_before"] == float(mean(run.gan, run.final))
 
 
 def test_a_batch_left_without_real_instances_is_pointed_out(recwarn):

@@ -48,6 +48,13 @@ def test_asking_for_more_than_there_is():
         gi.data.digits(train=1_797)
 
 
+@pytest.mark.parametrize("make", [gi.data.normal_2d, gi.data.digits, gi.data.mnist])
+def test_sizes_are_whole_numbers(make):
+    for size in (-1, 2.5, True):
+        with pytest.raises(ValueError, match=f"the number of valid instances is a whole number, 0 or more, but got {size}"):
+            make(train=10, valid=size)
+
+
 def offline(*arguments, **options):
     raise OSError("no route\nto host")
 

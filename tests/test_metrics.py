@@ -50,6 +50,12 @@ def test_gradients_equal_finite_differences(make):
         assert found == pytest.approx((sides[0] - sides[1]) / 2e-5, rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.parametrize("bandwidth", [0, -1.0, math.nan, math.inf])
+def test_a_bandwidth_is_positive(bandwidth):
+    with pytest.raises(ValueError, match=f"a positive number, but {bandwidth} was given"):
+        gi.metrics.AverageLogLikelihood(tiny_data(3), tiny_gan().sample_latents(3, seed=0), bandwidth)
+
+
 def test_chunks_do_not_change_value_or_gradient():
     gan = tiny_gan()
     results = []
@@ -112,6 +118,19 @@ def test_agreement_refuses_what_it_cannot_compare():
         gi.agreement(np.arange(10.0), np.arange(5.0))
     with pytest.raises(ValueError, match="NaN or infinite"):
         gi.agreement([1.0, np.nan], [1.0, 2.0])
+    with pytest.raises(ValueError, match="k is a whole number, 1 or more, but got 0"):
+        gi.agreement([1.0, 2.0], [1.0, 2.0], k=0)
+
+
+def test_agreement_with_what_has_no_order_is_no_number():
+    for found in (gi.agreement(np.arange(9.0), np.zeros(9)), gi.agreement(np.zeros(9), np.arange(9.0))):
+        assert np.isnan([found.kendall_tau, found.jaccard, found.jaccard_lowest, found.jaccard_highest, found.pearson, found.slope]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_agreement_of_tensors_of_any_precision(dtype):
+    scores = torch.arange(9.0, dtype=dtype).requires_grad_()
+    assert gi.agreement(scores, list(range(9))).slope == pytest.approx(1)
 
 
 def test_harmful_means_that_removal_improves():

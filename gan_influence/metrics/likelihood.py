@@ -23,6 +23,9 @@ class AverageLogLikelihood:
 
     Calling it gives nats per instance; higher is better.
 
+    Raises:
+        ValueError: for a bandwidth that is not positive.
+
     Source: Terashita et al., ICLR 2021, section 5 ("ALL").
 
     >>> from torch import nn
@@ -37,6 +40,8 @@ class AverageLogLikelihood:
     higher_is_better = True
 
     def __init__(self, x: Tensor, latents: Tensor, bandwidth: float = 1.0, chunk_bytes: int = 2**25):
+        if not 0 < bandwidth < math.inf:
+            raise ValueError(f"the bandwidth is a kernel's standard deviation, a positive number, but {bandwidth!r} was given: pass for instance 1.0")
         self.x, self.latents, self.bandwidth, self.chunk_bytes = x, latents, bandwidth, chunk_bytes
 
     def __call__(self, gan: GAN, state: State) -> Tensor:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..game.state import State
-from ..tools.memory import in_chunks_that_fit
 from ..tools.streams import stream
 from ..training.trajectory import Trajectory
+from .judging import direction, metrics_of, settled, value
 from .retraining import retrain
 
 COLUMNS = "method", "metric", "n_removed", "valid_before", "valid_after", "test_before", "test_after"
@@ -78,8 +78,8 @@ def cleanse(run: Trajectory, scores_by_method: Mapping[str, Tensor], fractions: 
     >>> [(row["method"], row["n_removed"]) for row in cleanse(run, scores, [0.05, 0.1], valid, test)]
     [('influence', 10), ('influence', 20), ('random', 10), ('random', 20)]
     """
-    valid, test = ({metric.name: metric} if hasattr(metric, "name") else dict(metric) for metric in (metric_valid, metric_test))
-    if valid.keys() != test.keys() or any(valid[name].higher_is_better != test[name].higher_is_better for name in valid):
+    valid, test = metrics_of(metric_valid), metrics_of(metric_test)
+    if valid.keys() != test.keys() or any(direction(valid[name]) != direction(test[name]) for name in valid):
         raise ValueError(f"cleansing measures the same metrics on validation and on test data, but was given {list(valid)} and {list(test)}")
     counts, sets = _counts(run.n, fractions), {}
     for method, scores in scores_by_method.items():
@@ -87,15 +87,18 @@ def cleanse(run: Trajectory, scores_by_method: Mapping[str, Tensor], fractions: 
         sets |= {(method, n): ranked[:n] for n in counts}
     _warn_of_empty_batches(run, sets, last_epochs)
 
-    states = dict(zip(sets, retrain(run, list(sets.values()), last_epochs, models_at_once, compile)))
-    with torch.no_grad():
-        def measure(state: State) -> dict[str, tuple[float, float]]:
-            if not state.is_finite():  # a removal that derailed training must not cost the others' results
-                return dict.fromkeys(valid, (math.nan, math.nan))
-            return {name: tuple(float(in_chunks_that_fit(metric, lambda metric=metric: metric(run.gan, state))) for metric in (valid[name], test[name]))
-                    for name in valid}
+    @torch.no_grad()
+    def measure(state: State) -> dict[str, tuple[float, ...]]:
+        if not state.is_finite():  # a removal that derailed training must not cost the others' results
+            return dict.fromkeys(valid, (math.nan, math.nan))
+        return {name: tuple(value(metric, run.gan, state).item() for metric in (valid[name], test[name])) for name in valid}
 
-        before, after = measure(run.final), {key: measure(state) for key, state in states.items()}
+    before = measure(run.final)
+    for name, values in before.items():
+        settled(run, valid[name], values[0])
+        settled(run, test[name], values[1])
+    states = dict(zip(sets, retrain(run, list(sets.values()), last_epochs, models_at_once, compile)))
+    after = {key: measure(state) for key, state in states.items()}
     rows, picked = [], []
     for method in scores_by_method:
         for name in valid:
@@ -105,7 +108,7 @@ def cleanse(run: Trajectory, scores_by_method: Mapping[str, Tensor], fractions: 
             best = max if valid[name].higher_is_better else min
             rows += removals
             picked.append(best([nothing, *removals], key=lambda row: row["valid_after"]))  # ties, and NaN, go to what stands first
-    kept = {(row["method"], row["n_removed"]): states.get((row["method"], row["n_removed"]), run.final) for row in picked}
+    kept = {key: states.get(key) or run.final for key in ((row["method"], row["n_removed"]) for row in picked)}
     return Cleansing(rows, picked, kept)
 
 

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from concurrent.futures import Executor, as_completed
 from copy import deepcopy
 
@@ -12,15 +12,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..game.state import State, stack, unstack
-from ..tools.memory import in_chunks_that_fit
+from ..tools.checks import whole
+from ..tools.memory import out_of_memory
 from ..tools.progress import progress
 from ..training.trajectory import Trajectory, last
+from .judging import instance_set, metrics_of, settled, value
 
 MODELS_AT_ONCE = {"cpu": 32, "cuda": 256}
 CACHED = 32 * 2**20  # bytes of their steps' graphs up to which models on a CPU gain from company; convolutions are alone beyond it
 
 
-def retrain(run: Trajectory, remove: Collection, last_epochs: int | None = None, models_at_once: int | None = None,
+def retrain(run: Trajectory, remove: Iterable, last_epochs: int | None = None, models_at_once: int | None = None,
             compile: bool = False) -> State | list[State]:
     """Run the last epochs again without some training instances.
 
@@ -29,7 +31,7 @@ def retrain(run: Trajectory, remove: Collection, last_epochs: int | None = None,
 
     Args:
         run: a recorded run.
-        remove: instances to remove together, a list, a set or a tensor; or a list of such sets, trained many at once.
+        remove: instances to remove together, in any collection; or a list of such sets, trained many at once.
         last_epochs: the window k; None retrains from the first step.
         models_at_once: how many models are trained together; halved by itself when memory runs out.
         compile: compile the step of so many models first (half a minute; needs a C++ compiler), for long windows.
@@ -38,7 +40,9 @@ def retrain(run: Trajectory, remove: Collection, last_epochs: int | None = None,
         The final state, or a list of final states for a list of sets.
 
     Raises:
+        TypeError: for instances that are not whole numbers, such as scores or a mask.
         IndexError: for an instance that does not exist.
+        ValueError: for an instance that is in a set twice.
 
     Source: Terashita et al., ICLR 2021, section 5 (data cleansing).
 
@@ -47,9 +51,11 @@ def retrain(run: Trajectory, remove: Collection, last_epochs: int | None = None,
     >>> run = gi.train(gi.models.fcgan(), data.train, epochs=2, seed=0)
     >>> one, other = gi.retrain(run, remove=[[3], [5, 7]], last_epochs=1)
     """
-    many = not isinstance(remove, Set) and len(remove) > 0 and (isinstance(remove[0], Set) or np.ndim(remove[0]) == 1)
-    sets = [_index_set(run, one) for one in (remove if many else [remove])]
-    states: list[State] = [run.final] * len(sets)
+    if isinstance(remove, Iterator) or type(remove) is tuple:  # but not what topk returns, which is refused below
+        remove = list(remove)
+    many = any(isinstance(one, Iterable) and getattr(one, "ndim", 1) for one in remove) if isinstance(remove, (list, Set)) else getattr(remove, "ndim", 1) == 2
+    sets = [instance_set(run, one) for one in (remove if many else [remove])]
+    states = [run.final for _ in sets]
     for which, stacked in counterfactuals(run, sets, run.window(last_epochs), models_at_once, compile):
         for i, state in zip(which, unstack(stacked)):
             states[i] = state.map(Tensor.clone)
@@ -85,8 +91,8 @@ def leave_one_out(run: Trajectory, metric, instances: Iterable[int], last_epochs
     >>> gi.leave_one_out(run, metric, instances=range(3), last_epochs=1).shape
     torch.Size([3])
     """
-    metrics = metric if isinstance(metric, Mapping) else {"metric": metric}
-    sets = [_index_set(run, [j]) for j in instances]
+    metrics = metrics_of(metric)
+    sets = list(instance_set(run, instances, once=False)[:, None])
     truth = {name: torch.zeros(len(sets), dtype=torch.float64) for name in metrics}
     task = run, metrics, sets, last_epochs, models_at_once, compile
     measured = _here(*task) if executor is None else _spread(*task, executor, folder)
@@ -95,7 +101,7 @@ def leave_one_out(run: Trajectory, metric, instances: Iterable[int], last_epochs
             for name, values in changes.items():
                 truth[name][which] = values
             bar.update(len(which))
-    return truth if isinstance(metric, Mapping) else truth["metric"]
+    return truth if isinstance(metric, Mapping) else truth.popitem()[1]
 
 
 Measured = Iterator[tuple[list[int], dict[str, Tensor]]]  # positions in `sets`, and each metric's changes there
@@ -103,13 +109,12 @@ Measured = Iterator[tuple[list[int], dict[str, Tensor]]]  # positions in `sets`,
 
 @torch.no_grad()
 def _here(run: Trajectory, metrics: Mapping, sets: list[Tensor], last_epochs: int | None, models_at_once: int | None, compile: bool) -> Measured:
-    def value(metric, state: State) -> Tensor:
-        return in_chunks_that_fit(metric, lambda: metric(run.gan, state))
-
-    before = {name: value(m, run.final) for name, m in metrics.items()}
+    before = {name: value(m, run.gan, run.final) for name, m in metrics.items()}
+    for name, m in metrics.items():
+        settled(run, m, before[name].item())
     for which, stacked in counterfactuals(run, sets, run.window(last_epochs), models_at_once, compile):
         states = unstack(stacked)
-        yield which, {name: torch.stack([value(m, state) - before[name] for state in states[:len(which)]]).to("cpu", torch.float64)
+        yield which, {name: torch.stack([value(m, run.gan, state) - before[name] for state in states[:len(which)]]).to("cpu", torch.float64)
                       for name, m in metrics.items()}
 
 
@@ -125,7 +130,7 @@ def _spread(run: Trajectory, metrics: Mapping, sets: list[Tensor], last_epochs: 
     run.save(folder)
     save_file({"x": run.x.cpu().contiguous()}, os.path.join(folder, "data.safetensors"))
     gan = deepcopy(run.gan)
-    gan.generator.cpu(), gan.discriminator.cpu()  # a GPU's memory does not travel
+    gan.to("cpu")  # a GPU's memory does not travel
     waiting, size = _order(run, sets, run.window(last_epochs), models_at_once)
     shards = [[i for i, _ in waiting[first:first + size]] for first in range(0, len(waiting), size)]
     tasks = {executor.submit(leave_one_out_shard, folder, gan, run.optimizer, str(device), metrics, [int(sets[i]) for i in which], last_epochs,
@@ -139,7 +144,7 @@ def leave_one_out_shard(folder: str, gan, optimizer, device: str, metrics: Mappi
     """Leave-one-out of some instances from the run saved in a folder: what `leave_one_out` asks its executor's workers to do."""
     torch.set_num_threads(threads)  # the last digits depend on it
     gan = deepcopy(gan)  # threads share what they are given, and a network computes for one at a time
-    gan.generator.to(device), gan.discriminator.to(device)
+    gan.to(device)
     x = load_file(os.path.join(folder, "data.safetensors"), device)["x"]
     return leave_one_out(Trajectory.load(folder, gan, x, optimizer), metrics, instances, last_epochs, models_at_once, compile)
 
@@ -156,8 +161,8 @@ def counterfactuals(run: Trajectory, sets: list[Tensor], start: int, models_at_o
         group = [i for i, _ in waiting[:size]]
         try:
             final = _run_group(run, [sets[i] for i in group], waiting[0][1], size, compile, weight)
-        except torch.OutOfMemoryError:
-            if size == 1:
+        except (RuntimeError, MemoryError) as error:
+            if size == 1 or not out_of_memory(error):
                 raise
             size //= 2
             continue
@@ -176,7 +181,7 @@ def _order(run: Trajectory, sets: list[Tensor], start: int, models_at_once: int 
         models_at_once = MODELS_AT_ONCE.get(run.x.device.type, 32)
         if run.x.device.type == "cpu" and waiting:
             models_at_once = max(1, min(models_at_once, CACHED // run.graph_bytes))
-    size = min(models_at_once, max(1, len(waiting)))
+    size = min(whole("models_at_once", models_at_once), max(1, len(waiting)))
     return waiting, -(-len(waiting) // -(-len(waiting) // size)) if waiting else size  # groups of one size
 
 
@@ -188,13 +193,3 @@ def _run_group(run: Trajectory, sets: list[Tensor], start: int, size: int, compi
     if size == 1:  # a stack of one costs twice as much as none
         return stack([last(run.walk(state, start, run.steps, keep[0]))])
     return last(run.walk(stack([state] * size), start, run.steps, keep, run.stepper(models=True, compile=compile)))
-
-
-def _index_set(run: Trajectory, instances) -> Tensor:
-    one = torch.as_tensor(sorted(instances) if isinstance(instances, Set) else instances).cpu()
-    if one.dtype == torch.bool:
-        raise TypeError("instances are given by index, but a mask was passed: use mask.nonzero().flatten()")
-    one = one.to(torch.int64).flatten()
-    if len(one) and not 0 <= int(one.min()) <= int(one.max()) < run.n:
-        raise IndexError(f"instances are 0..{run.n - 1}, but {int(one.min())}..{int(one.max())} were to be removed")
-    return one

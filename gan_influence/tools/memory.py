@@ -1,4 +1,4 @@
-"""What to do when a device's memory runs out while a metric is computed: the same in smaller chunks."""
+"""What to do when memory runs out while a metric is computed: the same in smaller chunks."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -6,6 +6,11 @@ from typing import TypeVar
 import torch
 
 Result = TypeVar("Result")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether it says that memory ran out, which on a CPU torch says in words only."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 def in_chunks_that_fit(metric, compute: Callable[[], Result]) -> Result:
@@ -24,7 +29,7 @@ def in_chunks_that_fit(metric, compute: Callable[[], Result]) -> Result:
     while True:
         try:
             return compute()
-        except torch.OutOfMemoryError:
-            if getattr(metric, size, 1) < 2:
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or getattr(metric, size, 1) < 2:
                 raise
         setattr(metric, size, getattr(metric, size) // 2)  # out here, where the failed attempt's tensors are gone
