@@ -1,15 +1,15 @@
 """What batch runs found: their state, their results as tidy tables, and the figure that their notebook defines."""
 
-import contextlib
 import csv
 import io
-import json
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from ..tools.storage import write_atomically
-from .grid import GRID, Run, read_json, results
+from ..tools.files import write_atomically
+from .grid import GRID, RUN, Run, read_json, results
 
 SEEDS = "seed", "first_seed", "n_seeds"
 
@@ -20,13 +20,20 @@ def planned(folder: str | os.PathLike) -> list[Run]:
     Raises:
         FileNotFoundError: where there is none.
     """
-    runs = []
-    for path in sorted(Path(folder).rglob(GRID)):
-        known = json.loads(path.read_text())
-        runs += [Run(Path(known["notebook"] + ".ipynb"), path.parent / name, parameters) for name, parameters in known["runs"].items()]
+    runs = [run for path in sorted(Path(folder).rglob(GRID)) for run in _of_grid(path)]
     if not runs:
         raise FileNotFoundError(f"there are no batch runs in {folder}: make some with `gan-influence run NOTEBOOK --out {folder}`")
     return runs
+
+
+def _of_grid(path: Path) -> list[Run]:
+    try:
+        known = read_json(path)
+        return [Run(Path(known["notebook"] + ".ipynb"), path.parent / name, dict(parameters)) for name, parameters in known["runs"].items()]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        print(f"{path} is damaged: of its runs, only those are known that have begun", file=sys.stderr)
+        begun = {file.parent: read_json(file) or {} for file in sorted(path.parent.glob(f"*/{RUN}"))}
+        return [Run(Path(f"{run['notebook']}.ipynb"), folder, run["parameters"]) for folder, run in begun.items() if {"notebook", "parameters"} <= run.keys()]
 
 
 def gather(folder: str | os.PathLike, target: str | os.PathLike | None = None) -> tuple[list[dict], list[Run], list[Path]]:
@@ -54,22 +61,32 @@ def gather(folder: str | os.PathLike, target: str | os.PathLike | None = None) -
 def _gather_notebook(done: list[Run], target: Path) -> list[Path]:
     rows = []
     for run in done:
-        with contextlib.suppress(FileNotFoundError), open(run.folder / "table.csv", newline="") as file:
-            rows += [run.parameters | row for row in csv.DictReader(file)]
+        try:
+            with suppress(FileNotFoundError), open(run.folder / "table.csv", newline="") as file:
+                rows += [run.parameters | row for row in csv.DictReader(file)]
+        except (OSError, ValueError, csv.Error) as error:
+            print(f"{run.folder / 'table.csv'} is left out, because it is no table: {error}", file=sys.stderr)
     if not rows:
         return []
     written = [target.with_suffix(".csv")]
     _write_table(written[0], rows)
     if figure := (read_json(done[-1].folder / "results.json") or {}).get("figure"):
-        import pandas as pd
-
-        from ..studies import plots
-        table = pd.read_csv(written[0])
-        # Parameters that the grid varies get lines of their own; seeds are what the mean is over.
-        varied = [name for name in done[0].parameters if name not in SEEDS and table[name].nunique() > 1]
-        written.append(target.with_suffix(".png"))
-        plots.gathered(table, **figure | {"by": [*figure["by"], *varied]}).savefig(written[-1], dpi=110)
+        try:
+            _draw(figure, written[0], done[0].parameters, target.with_suffix(".png"))
+            written.append(target.with_suffix(".png"))
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # what a notebook wrote there may be anything
+            print(f"{target.with_suffix('.png')} is not drawn, because of the figure in results.json: {type(error).__name__}: {error}", file=sys.stderr)
     return written
+
+
+def _draw(figure: dict, path: Path, parameters: dict, target: Path) -> None:
+    import pandas as pd
+
+    from ..studies import plots
+    table = pd.read_csv(path)
+    # Parameters that the grid varies get lines of their own; seeds are what the mean is over.
+    varied = [name for name in parameters if name not in SEEDS and table[name].nunique() > 1]
+    plots.gathered(table, **figure | {"by": [*figure["by"], *varied]}).savefig(target, dpi=110)
 
 
 def _write_table(path: Path, rows: list[dict], last: tuple[str, ...] = ()) -> None:
@@ -82,10 +99,13 @@ def _write_table(path: Path, rows: list[dict], last: tuple[str, ...] = ()) -> No
     write_atomically(path, lines.getvalue())
 
 
-def _measurements(value: object, name: str = "") -> Iterator[tuple[str, object]]:
+def _measurements(found: object) -> Iterator[tuple[str, object]]:
     """Every number or word in nested results, under a dotted name."""
-    if isinstance(value, (dict, list)):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _measurements(inner, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value
+    waiting = [("", found)]
+    while waiting:  # no recursion, which ends at some depth
+        name, value = waiting.pop()
+        if isinstance(value, (dict, list)):
+            inner = value.items() if isinstance(value, dict) else enumerate(value)
+            waiting += reversed([(f"{name}.{key}" if name else str(key), one) for key, one in inner])
+        else:
+            yield name, value
