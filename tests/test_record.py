@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from test_front_door import TINY, refusal
 
+import gan_influence as gi
 from gan_influence.cli import record as commands_record
 from gan_influence.cli.main import main
 from gan_influence.studies import protocols, recording
@@ -18,7 +19,8 @@ from gan_influence.tools.locks import only_driver
 def recorded(tmp_path, monkeypatch):
     """An empty notebooks/recorded, and a folder of its own to work in."""
     monkeypatch.setattr(commands_record.links, "ROOT", tmp_path)
-    monkeypatch.setattr(recording, "RECORDED", tmp_path / "recorded")
+    for module in (recording, gi.experiments):
+        monkeypatch.setattr(module, "RECORDED", tmp_path / "recorded")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "recorded"
 
@@ -67,7 +69,7 @@ def test_missing_pieces_are_made_in_order_of_value(recorded, monkeypatch):
     assert commands_record.outstanding("removal_mnist", recorded) == [(seed, pieces) for pieces in rounds for seed in (0, 1)]
     assert sorted(removal.pieces) == sorted([*removal.methods, "agreement"])
     with monkeypatch.context() as patched:
-        patched.setattr(recording, "finished", lambda out, protocol: {(0, piece) for piece in [first[0], *others]})
+        patched.setattr(gi.experiments, "finished", lambda out, protocol: {(0, piece) for piece in [first[0], *others]})
         assert commands_record.outstanding("removal_mnist", recorded) == [(0, ["random"]), (1, first), (1, others), (0, ["agreement"]), (1, ["agreement"])]
     assert main(["record", "accuracy_2d", "--missing", "--no-compile"]) == 0
     assert commands_record.outstanding("accuracy_2d", recorded.with_name("runs") / "accuracy_2d") == []

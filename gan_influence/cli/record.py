@@ -8,6 +8,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import gan_influence as gi  # whose experiments are imported when a command is at work: that takes longer than a help text may
+
 from ..studies import protocols
 from ..studies.published import PUBLISHED_ACCURACY
 from ..tools import links
@@ -27,9 +29,8 @@ def seeds(text: str) -> range:
 
 def check_gpu(options, device: str, option: str) -> None:
     """End with a sentence where a GPU was asked for and is absent."""
-    from ..studies.recording import check_device  # torch comes when a command is at work: it takes longer than a help text may
     try:
-        check_device(device, f"{option} {device}")
+        gi.experiments.check_device(device, f"{option} {device}")
     except RuntimeError as error:
         options.parser.error(str(error))
 
@@ -59,16 +60,15 @@ examples:
 
 
 def _record(options) -> None:
+    check_gpu(options, options.device, "--device")
     import torch
 
-    from ..studies import recording
-    check_gpu(options, options.device, "--device")
     name, protocol = options.experiment, protocols.EXPERIMENTS[options.experiment][0]
     out, pieces = Path(options.out or Path("runs") / name), options.pieces.split(",") if options.pieces else protocol.pieces
     torch.set_num_threads(options.threads)
     try:
-        recording.record(protocol, outstanding(name, out) if options.missing else [(seed, pieces) for seed in options.seeds], out, options.device,
-                         not options.no_compile)
+        seeds = outstanding(name, out) if options.missing else [(seed, pieces) for seed in options.seeds]
+        gi.experiments.record(protocol, seeds, out, options.device, not options.no_compile)
         if options.gather:
             _gather(name, out, Path(options.gather))
     except (ValueError, OSError, ImportError) as error:
@@ -76,20 +76,12 @@ def _record(options) -> None:
 
 
 def _gather(name: str, out: Path, target: Path) -> None:
-    from ..studies import recording
-    recording.gather(out, target)
-    if name == "accuracy_2d":
-        _draw_overview(target)
+    gi.experiments.gather(out, target)
+    if name == "accuracy_2d":  # README's figure
+        import pandas as pd
 
-
-def _draw_overview(target: Path) -> None:
-    import pandas as pd
-
-    from ..studies import plots
-    table, scores = pd.read_csv(f"{target}.csv"), pd.read_csv(f"{target}_scores.csv")
-    metric = table.metric.iloc[0]
-    figure = plots.overview(table, scores, PUBLISHED_ACCURACY[metric], seed=table.seed.iloc[0], k=table.last_epochs.iloc[0])
-    figure.savefig(target.with_name("readme.png"), dpi=110)
+        table, scores = (pd.read_csv(f"{target}{part}.csv") for part in ("", "_scores"))
+        gi.plots.overview(table, scores, PUBLISHED_ACCURACY[table.metric.iloc[0]]).savefig(target.with_name("readme.png"), dpi=110)
 
 
 def add_paper(commands) -> argparse.ArgumentParser:
@@ -107,44 +99,30 @@ example:
 
 def outstanding(name: str, out: Path) -> list[tuple[int, list[str]]]:
     """What neither notebooks/recorded nor a folder holds of an experiment: (seed, pieces), in order of value."""
-    from ..studies import recording
     protocol, seeds = protocols.EXPERIMENTS[name]
-    there = _recorded(name) | recording.finished(out, protocol)
+    there = gi.experiments.recorded_pieces(name, protocol) | gi.experiments.finished(out, protocol)
     waiting = [(seed, [piece for piece in pieces if (seed, piece) not in there]) for pieces in protocol.rounds for seed in seeds]
     return [(seed, pieces) for seed, pieces in waiting if pieces]
-
-
-def _recorded(name: str) -> set[tuple[int, str]]:
-    """What notebooks/recorded holds of an experiment, as long as it is of the present protocol and random streams."""
-    from ..studies import recording
-    try:
-        _, header = recording.recorded(name)
-    except FileNotFoundError:
-        return set()
-    stale = recording.differences(header, recording.made_for(protocols.EXPERIMENTS[name][0]))
-    return set() if stale else {(int(seed), piece) for seed, pieces in header["pieces"].items() for piece in pieces}
 
 
 def _paper(options) -> int:
     import torch
 
-    from ..studies import recording
     end, device, status = time.monotonic() + options.budget, "cuda" if torch.cuda.is_available() else "cpu", 0
     for name in sorted(protocols.EXPERIMENTS, key=lambda name: (name in protocols.FOR_A_GPU) != (device == "cuda")):
         out, (protocol, wanted) = links.ROOT / "runs" / name, protocols.EXPERIMENTS[name]
+        command = [sys.executable, "-m", "gan_influence", "record", name, "--missing", "--out", str(out), "--device", device]
         try:
             waiting = outstanding(name, out)
             print(f"{name}: " + (f"{sum(len(pieces) for _, pieces in waiting)} pieces of {len({seed for seed, _ in waiting})} seeds are outstanding"
                                  if waiting else f"all {len(wanted)} seeds are there"), flush=True)
             if options.list:
                 continue
-            left = end - time.monotonic()
-            if waiting and left > 0:
+            if waiting and (left := end - time.monotonic()) > 0:
                 with suppress(subprocess.TimeoutExpired):  # the budget's end is no failure
-                    command = [sys.executable, "-m", "gan_influence", "record", name, "--missing", "--out", str(out), "--device", device]
                     status = subprocess.run(command, timeout=left).returncode or status  # it has said why
-            if new := recording.finished(out, protocol) - _recorded(name):
-                _gather(name, out, recording.RECORDED / name)
+            if new := gi.experiments.finished(out, protocol) - gi.experiments.recorded_pieces(name, protocol):
+                _gather(name, out, gi.experiments.RECORDED / name)
                 print(f"{name}: {len(new)} pieces were added to the recording", flush=True)
         except ValueError as error:  # a folder of another protocol: the other experiments go on
             print(f"{name}: {error}", file=sys.stderr)

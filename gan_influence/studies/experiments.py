@@ -24,14 +24,15 @@ from ..readings.retraining import counterfactuals, leave_one_out
 from ..tools.streams import stream
 from ..training.optimizers import SGD
 from ..training.trajectory import Trajectory, train
+from . import recording
 from .protocols import ACCURACY, AGREEMENT, EXPERIMENTS, FOR_A_GPU, REMOVAL, Accuracy, Protocol, Removal
 from .published import PUBLISHED_ACCURACY, PUBLISHED_REMOVAL
-from .recording import RECORDED, check_device, claim, device_name, finished, gather, made_for, record, recorded, recorded_tensors, save_results, save_tensors
+from .recording import RECORDED, check_device, device_name, finished, gather, record, recorded, recorded_pieces, recorded_tensors, save_results
 
 __all__ = ["ACCURACY", "AGREEMENT", "Accuracy", "EXPERIMENTS", "FOR_A_GPU", "PUBLISHED_ACCURACY", "PUBLISHED_REMOVAL", "RECORDED", "REMOVAL", "Removal",
            "Setup", "accuracy_experiment", "advantage", "check_device", "chosen_instances", "device_name", "finished", "fractional_leave_one_out", "gather",
-           "images_at_hand", "kink_experiment", "measure", "over_seeds", "prepare", "record", "recorded", "recorded_tensors", "removal_agreement",
-           "removal_experiment", "removal_scores", "save_results"]
+           "images_at_hand", "kink_experiment", "measure", "over_seeds", "prepare", "record", "recorded", "recorded_pieces", "recorded_tensors",
+           "removal_agreement", "removal_experiment", "removal_scores", "save_results"]
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 EXTREMES = 36  #: instances at either end of a ranking that a recorded removal keeps
@@ -53,7 +54,7 @@ def prepare(config: Protocol, seed: int, device: str = "cpu", folder: str | os.P
     """What `Protocol.prepare` does."""
     check_device(device)
     if folder := folder and Path(folder):
-        claim(folder, config, seed)
+        recording.claim(folder, config, seed)
     if config.data == "normal_2d":
         parts, classifier = data.normal_2d(config.n, config.held_out, config.held_out, seed=seed), None
         gan = models.fcgan(seed=seed, activation=ACTIVATIONS[config.activation])
@@ -126,9 +127,8 @@ def accuracy_experiment(config: Accuracy, seed: int, device: str = "cpu", compil
     """Run Experiment 1 for one seed.
 
     Args:
-        config: the protocol.
+        config, device: the protocol, and "cpu" or "cuda".
         seed: of the data, the initialisation, the schedule and the choice of instances.
-        device: "cpu" or "cuda".
         compile: compile first, worth it at the published size of 2D-normal.
         setup: what `config.prepare(seed, device)` returned, if it is at hand.
         windows: only these of the protocol's windows.
@@ -147,9 +147,8 @@ def accuracy_experiment(config: Accuracy, seed: int, device: str = "cpu", compil
         seconds = {"seconds_influence": estimated - began, "seconds_leave_one_out": time.perf_counter() - estimated}
         for name in setup.valid:
             estimate, truth, key = estimates[name][chosen], truths[name], {"seed": seed, "metric": name, "last_epochs": k}
-            critical = 10 if config.instances <= 1_000 else 100
-            agreed = {field: value for field, value in asdict(agreement(estimate, truth, critical)).items() if field not in ("n", "k")}
-            summary.append({**key, **agreed, **seconds})
+            agreed = asdict(agreement(estimate, truth, k=10 if config.instances <= 1_000 else 100))
+            summary.append({**key, **{field: value for field, value in agreed.items() if field not in ("n", "k")}, **seconds})
             scores += [{**key, "instance": int(j), "influence": float(a), "leave_one_out": float(b)} for j, a, b in zip(chosen, estimate, truth)]
     return summary, scores
 
@@ -198,7 +197,7 @@ def removal_scores(config: Removal, setup: Setup, seed: int, compile: bool = Fal
     Returns:
         {method: (n,) float64 on the CPU}, larger is removed first, in the order of `config.methods`.
     """
-    kept, mark = setup.folder and setup.folder / "scores.safetensors", {"made for": json.dumps(made_for(config, seed))}
+    kept, mark = setup.folder and setup.folder / "scores.safetensors", {"made for": json.dumps(recording.made_for(config, seed))}
     if kept:
         with suppress(FileNotFoundError, SafetensorError), safe_open(kept, "pt") as file:
             if file.metadata() == mark:
@@ -211,21 +210,14 @@ def removal_scores(config: Removal, setup: Setup, seed: int, compile: bool = Fal
     scores["random"] = random_scores(run.n, seed)
     scores = {method: scores[method] for method in config.methods}
     if kept:
-        save_tensors(kept, scores, mark)
+        recording.save_tensors(kept, scores, mark)
     return scores
 
 
 def removal_agreement(config: Removal, setup: Setup, scores: dict[str, Tensor], seed: int) -> list[dict]:
-    """Rank agreement of the influences with leave-one-out for a few instances of this run, one row per metric.
+    """Rank agreement of the influences, in `removal_scores`' scores, with leave-one-out for a few instances of this run, one row per metric.
 
     It is the check to make before a ranking is acted upon: where training is unstable, estimate and truth part.
-
-    Args:
-        config, setup, seed: as in `removal_scores`.
-        scores: what that returned.
-
-    Returns:
-        Rows with the keys seed, metric, instances (how many were left out), kendall_tau, pearson, slope.
     """
     chosen, rows = chosen_instances(config, seed, CHECKED), []
     for name, truth in leave_one_out(setup.run, setup.valid, chosen, config.last_epochs).items():
@@ -240,10 +232,7 @@ def removal_experiment(config: Removal, setup: Setup, scores: dict[str, Tensor])
 
 
 def over_seeds(rows):
-    """Mean change on test data over seeds, per metric, method and number removed, and whether it could be chance.
-
-    Args:
-        rows: a DataFrame with the columns of a recorded removal's summary.
+    """Mean change on test data over seeds, and whether it could be chance, from the DataFrame of a recorded removal's summary.
 
     Returns:
         A DataFrame indexed by (metric, method, n_removed): seeds, mean, std, p_t (one-sample t-test of no change, two-sided, as
@@ -264,13 +253,10 @@ def over_seeds(rows):
 def advantage(rows, metric: str, method: str):
     """By how much a ranking improves a metric more than each other ranking does at the same number removed, over the seeds that have both.
 
-    Args:
-        rows: a DataFrame with the columns of a recorded removal's summary.
-        metric, method: names in it.
-
     Returns:
-        A DataFrame indexed by n_removed, with two columns for each other method: (other, "gain"), the mean difference of the changes
-        on test data, positive where `method` is better; and (other, "p") of a paired t-test, two-sided, NaN for fewer than two seeds.
+        Of the DataFrame of a recorded removal's summary: a DataFrame indexed by n_removed, with two columns for each other method:
+        (other, "gain"), the mean difference of the changes on test data, positive where `method` is better; and (other, "p") of a
+        paired t-test, two-sided, NaN for fewer than two seeds.
     """
     import pandas as pd
     from scipy import stats

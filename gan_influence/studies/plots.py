@@ -1,6 +1,7 @@
 """Every figure of the notebooks, in one set of colours: real, generated, removed and retrained look the same everywhere."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,8 +11,6 @@ from matplotlib.figure import Figure
 
 _PALETTE = sns.color_palette("colorblind").as_hex()
 COLORS = {"real": _PALETTE[0], "generated": _PALETTE[1], "removed": _PALETTE[3], "retrained": _PALETTE[2], "discriminator": "0.5"}
-
-
 _METHODS = {"influence on average log-likelihood": _PALETTE[2], "influence on Fréchet distance": _PALETTE[2], "influence on Inception score": _PALETTE[4],
             "discriminator loss": _PALETTE[1], "isolation forest": _PALETTE[0], "random": _PALETTE[7]}
 
@@ -24,6 +23,16 @@ def _plane(ax: Axes, title: str) -> None:
     ax.set(xlabel="first coordinate", ylabel="second coordinate", title=title, aspect="equal")
 
 
+def _label(ax: Axes, loc: str = "best", **labels) -> None:
+    ax.set(**labels)
+    ax.legend(frameon=False, fontsize="small", loc=loc)
+
+
+def _ticks(ax: Axes, at: Sequence, labels: Sequence) -> None:
+    ax.set_xticks(at, labels)
+    ax.minorticks_off()
+
+
 def axes(columns: int = 1, width: float = 4.6, height: float = 3.6) -> tuple[Figure, list[Axes]]:
     """A row of axes in the notebooks' size and style."""
     figure, row = plt.subplots(1, columns, figsize=(width * columns, height), layout="constrained", squeeze=False)
@@ -34,11 +43,9 @@ def axes(columns: int = 1, width: float = 4.6, height: float = 3.6) -> tuple[Fig
 
 def points(ax: Axes, title: str, **sets) -> None:
     """Scatter 2D point sets by their role: `points(ax, "…", real=x, generated=fake, removed=worst)`."""
-    sizes = {"removed": 22}
     for role, xy in sets.items():
-        xy = _array(xy)
-        ax.scatter(*xy.T, s=sizes.get(role, 5), alpha=1 if role == "removed" else 0.5, linewidths=0,
-                   marker="X" if role == "removed" else "o", color=COLORS[role], label=f"{role} (n={len(xy)})")
+        xy, look = _array(xy), {"s": 22, "alpha": 1, "marker": "X"} if role == "removed" else {"s": 5, "alpha": 0.5, "marker": "o"}
+        ax.scatter(*xy.T, linewidths=0, color=COLORS[role], label=f"{role} (n={len(xy)})", **look)
     _plane(ax, title)
     ax.legend(markerscale=1.5, frameon=False, fontsize="small")
 
@@ -47,8 +54,7 @@ def images(ax: Axes, batch, title: str, marked: Sequence[int] = (), columns: int
     """Grey images (n, 1, h, w) in [-1, 1] as a grid, row by row; the `marked` ones are framed."""
     batch = _array(batch)
     height, width = batch.shape[2] + 2, batch.shape[3] + 2
-    rows = -(-len(batch) // columns)
-    sheet = np.ones((rows * height, columns * width))
+    sheet = np.ones((-(-len(batch) // columns) * height, columns * width))
     for i, image in enumerate(batch[:, 0]):
         y, x = i // columns * height, i % columns * width
         sheet[y + 1:y + height - 1, x + 1:x + width - 1] = image
@@ -67,9 +73,7 @@ def predicted_against_true(ax: Axes, predicted, true, title: str, unit: str = "n
     reach, unit = 1.05 * largest / 10.0**power, f"$10^{{{power}}}$ {unit}"
     ax.axline((0, 0), slope=1, color="0.7", linewidth=1, zorder=0, label="perfect prediction")
     ax.scatter(true / 10.0**power, predicted / 10.0**power, s=12, alpha=0.7, linewidths=0, color=COLORS["retrained"])
-    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=title,
-           xlabel=f"leave-one-out, {unit}", ylabel=f"influence, {unit}")
-    ax.legend(frameon=False, fontsize="small")
+    _label(ax, xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=title, xlabel=f"leave-one-out, {unit}", ylabel=f"influence, {unit}")
 
 
 def rate(ax: Axes, x, y, slope: float, title: str, xlabel: str, ylabel: str) -> None:
@@ -77,8 +81,7 @@ def rate(ax: Axes, x, y, slope: float, title: str, xlabel: str, ylabel: str) -> 
     x, y = _array(x), _array(y)
     ax.loglog(x, y, "o", color=COLORS["generated"], label="measured")
     ax.loglog(x, y[-1] * (x / x[-1]) ** slope, "-", color="0.7", zorder=0, label=f"slope {slope:g}")
-    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    ax.legend(frameon=False, fontsize="small")
+    _label(ax, title=title, xlabel=xlabel, ylabel=ylabel)
 
 
 def growth(ax: Axes, x, series: Mapping[str, Sequence], promised: Mapping[str, float], xlabel: str, prefix: str) -> dict[str, float]:
@@ -89,20 +92,17 @@ def growth(ax: Axes, x, series: Mapping[str, Sequence], promised: Mapping[str, f
         slopes[f"{prefix}: {name}"] = np.polyfit(np.log(x), np.log(seconds), 1)[0]
         ax.loglog(x, seconds, marker, color=color, label=name.replace("_", "-"))
         ax.loglog(x, seconds[-1] * (x / x[-1]) ** promised[name], "-", color="0.7", zorder=0)
-    ax.set(xlabel=xlabel, ylabel="CPU seconds")
-    ax.set_xticks(x, [f"{value:g}" for value in x])
-    ax.minorticks_off()
-    ax.legend(frameon=False, fontsize="small")
+    _ticks(ax, x, [f"{value:g}" for value in x])
+    _label(ax, xlabel=xlabel, ylabel="CPU seconds")
     return slopes
 
 
 def curves(ax: Axes, series: Mapping[str, tuple[Sequence, Sequence, Sequence | None]], title: str, xlabel: str, ylabel: str) -> None:
     """Lines with error bars: {label: (x, mean, standard deviation or None)}."""
     for i, (label, (x, mean, spread)) in enumerate(series.items()):
-        ax.errorbar(range(len(x)), mean, yerr=spread, marker="osD^"[i % 4], linestyle=["-", "--", ":"][i % 3],
-                    capsize=3, color=_PALETTE[[1, 0, 4, 2][i % 4]], label=label)
-    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    ax.legend(frameon=False, fontsize="small")
+        look = {"marker": "osD^"[i % 4], "linestyle": ["-", "--", ":"][i % 3], "color": _PALETTE[[1, 0, 4, 2][i % 4]]}
+        ax.errorbar(range(len(x)), mean, yerr=spread, capsize=3, label=label, **look)
+    _label(ax, title=title, xlabel=xlabel, ylabel=ylabel)
 
 
 def matrix(ax: Axes, values, title: str, limit: float, blocks: Sequence[int] = (), labels: Sequence[str] = ()) -> None:
@@ -110,12 +110,10 @@ def matrix(ax: Axes, values, title: str, limit: float, blocks: Sequence[int] = (
     values = _array(values)
     image = ax.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     edges = np.cumsum([0, *blocks])
-    for edge in edges[1:-1]:
-        ax.axhline(edge - 0.5, color="black", linewidth=0.8)
-        ax.axvline(edge - 0.5, color="black", linewidth=0.8)
-    middles = (edges[1:] + edges[:-1]) / 2 - 0.5
-    ax.set_xticks(middles, labels)
-    ax.set_yticks(middles, labels)
+    for line, edge in product((ax.axhline, ax.axvline), edges[1:-1]):
+        line(edge - 0.5, color="black", linewidth=0.8)
+    for ticks in (ax.set_xticks, ax.set_yticks):
+        ticks((edges[1:] + edges[:-1]) / 2 - 0.5, labels)
     ax.set_title(title)
     ax.figure.colorbar(image, ax=ax, shrink=0.8)
 
@@ -127,23 +125,20 @@ def over_steps(ax: Axes, players: Mapping[str, Sequence], title: str, ylabel: st
         values[values == 0] = np.nan
         ax.plot(values, color=COLORS[{"generator": "generated"}.get(player, player)], label=player)
     ax.axvline(event[0], color="black", linestyle=":", linewidth=1, label=f"{event[1]} (step {event[0]})")
-    ax.set(title=title, xlabel="training step", ylabel=ylabel, yscale="log", xlim=(0, len(values) - 1))
-    ax.legend(frameon=False, fontsize="small")
+    _label(ax, title=title, xlabel="training step", ylabel=ylabel, yscale="log", xlim=(0, len(values) - 1))
 
 
 def spectrum(ax: Axes, sets: Mapping[str, Sequence], title: str, learning_rate: float) -> None:
     """Eigenvalues λ of up to two Jacobians in the complex plane, with the circle |1 − ηλ| = 1 inside which a step contracts."""
     style = [{"marker": "o", "s": 36, "color": _PALETTE[4], "alpha": 0.7, "linewidths": 0}, {"marker": "x", "s": 36, "color": "0.4"}]
     for (label, values), look in zip(sets.items(), style):
-        values = _array(values)
-        ax.scatter(values.real, values.imag, label=label, **look)
+        ax.scatter(_array(values).real, _array(values).imag, label=label, **look)
     frame = ax.axis()
     angle = np.linspace(-np.pi, np.pi, 2001)
     ax.plot((1 - np.cos(angle)) / learning_rate, np.sin(angle) / learning_rate, ":", color="black", linewidth=1, label="|1 − ηλ| = 1")
     ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
     ax.axis(frame)
-    ax.set(title=title, xlabel="real part of λ", ylabel="imaginary part of λ")
-    ax.legend(frameon=False, fontsize="small")
+    _label(ax, title=title, xlabel="real part of λ", ylabel="imaginary part of λ")
 
 
 def scores(ax: Axes, xy, values, title: str, label: str) -> None:
@@ -164,7 +159,7 @@ def movement(ax: Axes, real, instance, samples, shifts, title: str, length: floa
     ax.quiver(*samples.T, *(shifts * (length / longest if longest else 0)).T, angles="xy", scale_units="xy", scale=1, width=0.004,
               color=COLORS["generated"], label="generated, and where it would move")
     _plane(ax, f"{title}\nlongest arrow: {longest:.1e} in truth")
-    ax.legend(frameon=False, fontsize="small", loc="lower right")
+    _label(ax, "lower right")
 
 
 def by_window(ax: Axes, series: Mapping[str, tuple[Sequence, Sequence, Sequence | None]], ylabel: str) -> None:
@@ -174,18 +169,16 @@ def by_window(ax: Axes, series: Mapping[str, tuple[Sequence, Sequence, Sequence 
         marker, line, color = looks[label.split()[0]]
         ax.errorbar(k, mean, yerr=spread, marker=marker, linestyle=line, capsize=3, color=color, label=label)
     ks = sorted({k for points, *_ in series.values() for k in points})
-    ax.set(xscale="log", xlabel="window k, epochs", ylabel=ylabel, ylim=(0, 1.05))
-    ax.set_xticks(ks, ks, minor=False)
-    ax.minorticks_off()
-    ax.legend(frameon=False, fontsize="small", loc="lower left")
+    _label(ax, "lower left", xscale="log", xlabel="window k, epochs", ylabel=ylabel, ylim=(0, 1.05))
+    _ticks(ax, ks, ks)
 
 
 def by_fraction(ax: Axes, series: Mapping[str, tuple[Sequence, Sequence]]) -> None:
     """Kendall's tau against the removed fraction of an instance: {label: (fractions, tau)}."""
     for (label, (fractions, tau)), marker, color in zip(series.items(), "os", [COLORS["generated"], COLORS["retrained"]]):
         ax.semilogx(fractions, tau, marker=marker, color=color, label=label)
-    ax.set(xlabel="removed fraction ε of each instance", ylabel="Kendall's τ with the influence", title="smaller removals, k = 1", ylim=(0, 1.05))
-    ax.legend(frameon=False, fontsize="small", loc="lower left")
+    _label(ax, "lower left", xlabel="removed fraction ε of each instance", ylabel="Kendall's τ with the influence", title="smaller removals, k = 1",
+           ylim=(0, 1.05))
 
 
 def by_removed(ax: Axes, series: Mapping[str, object], n: int, title: str, ylabel: str, published: Mapping[str, Sequence] | None = None,
@@ -202,8 +195,7 @@ def by_removed(ax: Axes, series: Mapping[str, object], n: int, title: str, ylabe
             ax.plot(np.asarray(published["n_removed"]) / n, published[method], "D--", markersize=3.5, linewidth=1, color=color, label=f"{method}, published")
     ax.axhline(0, color="0.7", linewidth=0.8, zorder=0)
     ax.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    ax.set(xlabel="removed fraction of the training set", ylabel=ylabel, title=title)
-    ax.legend(frameon=False, fontsize="small")
+    _label(ax, xlabel="removed fraction of the training set", ylabel=ylabel, title=title)
 
 
 def density_change(before, after, mean, covariance, title: str) -> Figure:
@@ -221,7 +213,7 @@ def density_change(before, after, mean, covariance, title: str) -> Figure:
         levels = sorted(ordered[np.searchsorted(ordered.cumsum() / ordered.sum(), mass)] for mass in (0.3, 0.6, 0.9))
         left.contour(*grid, values.reshape(grid[0].shape), levels=levels, colors=[color], linestyles=style, linewidths=1.3)
         left.plot([], [], color=color, linestyle=style, label=label)
-    left.legend(frameon=False, fontsize="small")
+    _label(left)
     change = (densities["after"] - densities["before"]).reshape(grid[0].shape)
     limit = np.abs(change).max()
     drawn = right.pcolormesh(*grid, change, cmap="RdBu_r", vmin=-limit, vmax=limit, shading="gouraud")
@@ -246,15 +238,15 @@ def gathered(table, x: str, y: str, by: Sequence[str] = (), published: Mapping[s
         ax.errorbar(of_x.mean().index, of_x.mean(), yerr=of_x.std(), marker="o", capsize=3, color=colors[label], label=f"{label} (n={of_x.size().max()})")
     for label, (at, values) in (published or {}).items():
         ax.plot(at, values, "D--", markersize=4, color=colors[label], label=f"{label}, published")
-    ax.set(xlabel=x.replace("_", " "), ylabel=y.replace("_", " "), xscale="log" if log else "linear", title="mean ± standard deviation over seeds")
-    ax.legend(frameon=False, fontsize="small")
+    _label(ax, xlabel=x.replace("_", " "), ylabel=y.replace("_", " "), xscale="log" if log else "linear", title="mean ± standard deviation over seeds")
     return figure
 
 
-def overview(table, scores, published: Mapping[str, Sequence], seed: int, k: int) -> Figure:
+def overview(table, scores, published: Mapping[str, Sequence]) -> Figure:
     """README's figure: influence against leave-one-out for one recorded run, and rank agreement against the window."""
     figure, (left, right) = axes(2, width=5, height=4)
-    part = scores.query("seed == @seed and last_epochs == @k")
+    k = table.last_epochs.iloc[0]
+    part = scores[(scores.seed == table.seed.iloc[0]) & (scores.last_epochs == k)]
     predicted_against_true(left, part.influence, part.leave_one_out, f"{len(part)} training points of a ReLU GAN, k = {k}")
     by_k = table.groupby("last_epochs").kendall_tau
     by_window(right, {f"recorded ({table.seed.nunique()} seeds)": (by_k.mean().index, by_k.mean().values, by_k.std().values),

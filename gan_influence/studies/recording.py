@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
+from ..tools.files import write_atomically
 from ..tools.locks import only_driver
-from ..tools.storage import write_atomically
 from ..tools.streams import STREAMS
 from ..tools.versions import versions
 
@@ -27,8 +27,8 @@ def record(protocol, seeds: Iterable[int | tuple[int, list[str]]], out: str | os
     """Run an experiment for several seeds into the folder `out`, one file a piece; pieces that are already there are not run again.
 
     Args:
-        protocol: a dataclass with `pieces`, their names in order of value; `prepare(seed, device, folder)`, the trained
-            run, kept in a folder; and `measure(setup, seed, piece, compile)`, which returns {part: rows} and named tensors.
+        protocol: a dataclass with `pieces`, their names; `prepare(seed, device, folder)`, the trained run, kept in a folder;
+            and `measure(setup, seed, piece, compile)`, which returns {part: rows} and named tensors.
         seeds: of everything random; or pairs of a seed and those of its pieces that are wanted.
         out: the folder; one per protocol, filled by one process at a time.
         device: "cpu" or "cuda".
@@ -63,11 +63,7 @@ def record(protocol, seeds: Iterable[int | tuple[int, list[str]]], out: str | os
 
 
 def finished(out: str | os.PathLike, protocol) -> set[tuple[int, str]]:
-    """What `record` has finished of a protocol in a folder: (seed, piece).
-
-    Raises:
-        ValueError: for another protocol's folder.
-    """
+    """What `record` has finished of a protocol in a folder: (seed, piece); ValueError for another protocol's folder."""
     return {(run["seed"], run["piece"]) for run in _runs(Path(out), protocol)}
 
 
@@ -99,11 +95,7 @@ def differences(header: dict, asked: dict) -> str:
 
 
 def claim(folder: Path, protocol, seed: int) -> None:
-    """Write into an empty folder what it is used for from now on.
-
-    Raises:
-        ValueError: for a folder that is used for something else, or does not say for what.
-    """
+    """Write into an empty folder what it is used for from now on; ValueError where it is used for something else already."""
     path, asked = folder / "made_for.json", made_for(protocol, seed)
     if not folder.exists() or not any(folder.iterdir()):
         return write_atomically(path, json.dumps(asked))
@@ -117,7 +109,7 @@ def claim(folder: Path, protocol, seed: int) -> None:
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], mark: dict[str, str] | None = None) -> None:
     """Write a file of tensors whole or not at all."""
-    save_file(tensors, path.with_suffix(".partial"), mark)
+    path.with_suffix(".partial").write_bytes(save(tensors, mark))
     os.replace(path.with_suffix(".partial"), path)
 
 
@@ -148,17 +140,17 @@ def gather(out: str | os.PathLike, target: str | os.PathLike) -> None:
     header |= {"versions": runs[0]["versions"], "seeds": sorted(map(int, header["pieces"]))}
     for part in dict.fromkeys([*PARTS, *(part for run in runs for part in run["parts"])]):
         if not kept:
-            _part(target, part).unlink(missing_ok=True)
+            _beside(target, _csv(part)).unlink(missing_ok=True)
         if rows := [row for run in runs for row in run["parts"].get(part, [])]:
-            _merge(_part(target, part), table(rows))
+            _merge(_beside(target, _csv(part)), rows)
     _gather_tensors(Path(out), [run for run in runs if run["seed"] == header["seeds"][0]], _beside(target, ".safetensors"), kept[:1] == header["seeds"][:1])
     write_atomically(path, json.dumps(header, indent=1) + "\n")
 
 
-def _merge(path: Path, text: str) -> None:
+def _merge(path: Path, rows: list[dict]) -> None:
     """Write a table, with those rows of the one that is there which tell of something else."""
     import pandas as pd
-    tables = [pd.read_csv(source, dtype=str) for source in ([path] if path.exists() else []) + [io.StringIO(text)]]
+    tables = [pd.read_csv(source, dtype=str) for source in ([path] if path.exists() else []) + [io.StringIO(table(rows))]]
     key = [column for column in KEYS if column in tables[-1]]
     both = pd.concat(tables).drop_duplicates(key, keep="last")
     both = both.sort_values(key, key=lambda column: column if column.name in WORDS else pd.to_numeric(column))
@@ -187,17 +179,22 @@ def recorded(name: str, part: str = "summary"):
         FileNotFoundError: where the repository's notebooks/recorded is not at hand.
     """
     import pandas as pd
-    target = _recorded(name, _part(Path(name), part).name)
-    return pd.read_csv(_part(target, part)), json.loads(_beside(target, ".json").read_text())
+    target = _recorded(name, _csv(part))
+    return pd.read_csv(_beside(target, _csv(part))), json.loads(_beside(target, ".json").read_text())
+
+
+def recorded_pieces(name: str, protocol) -> set[tuple[int, str]]:
+    """What is recorded of a protocol as it is now and with the present random streams: (seed, piece)."""
+    try:
+        _, header = recorded(name)
+    except FileNotFoundError:
+        return set()
+    return set() if differences(header, made_for(protocol)) else {(int(seed), piece) for seed, pieces in header["pieces"].items() for piece in pieces}
 
 
 def recorded_tensors(name: str) -> dict[str, torch.Tensor]:
-    """The tensors of a recorded run, such as its generators before and after cleansing.
-
-    Raises:
-        FileNotFoundError: where the repository's notebooks/recorded is not at hand.
-    """
-    return load_file(_beside(_recorded(name, f"{name}.safetensors"), ".safetensors"))
+    """The tensors of a recorded run, such as its generators before and after cleansing; FileNotFoundError as for `recorded`."""
+    return load_file(_beside(_recorded(name, ".safetensors"), ".safetensors"))
 
 
 def save_results(out: str | os.PathLike, results: dict, rows: list[dict], figure: dict | None = None) -> None:
@@ -227,11 +224,7 @@ def save_results(out: str | os.PathLike, results: dict, rows: list[dict], figure
 
 
 def check_device(device: str, asked: str | None = None) -> None:
-    """Refuse a GPU that is not there; `asked` says how it was asked for.
-
-    Raises:
-        RuntimeError: for "cuda" where torch sees no GPU.
-    """
+    """Refuse, with a RuntimeError, a GPU that is not there; `asked` says how it was asked for."""
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(f"a GPU was asked for ({asked or f'device {device!r}'}) but torch sees none: use the device 'cpu', or install the torch "
                            f"build for your driver (this is torch {torch.__version__})")
@@ -261,12 +254,12 @@ def _beside(target: Path, suffix: str) -> Path:
     return target.with_name(target.name + suffix)
 
 
-def _part(target: Path, part: str) -> Path:
-    return _beside(target, ".csv" if part == "summary" else f"_{part}.csv")
+def _csv(part: str) -> str:
+    return ".csv" if part == "summary" else f"_{part}.csv"
 
 
-def _recorded(name: str, file: str) -> Path:
+def _recorded(name: str, suffix: str) -> Path:
     for folder in (Path("recorded"), RECORDED):
-        if (folder / file).exists():
+        if (folder / f"{name}{suffix}").exists():
             return folder / name
     raise FileNotFoundError(f"the recorded run {name!r} lies in the repository's notebooks/recorded, which is not here: start from a clone of it")
