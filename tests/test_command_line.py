@@ -1,5 +1,7 @@
 """The command line as a program: what it imports, and how it ends when its surroundings let it down."""
 
+import csv
+import json
 import os
 import shutil
 import signal
@@ -9,9 +11,11 @@ import time
 
 import papermill
 import pytest
+from test_batch import on_a_small_disk
 from test_front_door import ROOT, SAVE, each_notebook, write_notebook
 
 from gan_influence.batch import notebooks
+from gan_influence.cli.main import main
 
 COMMANDS = "demo", "list", "run", "status", "gather", "record", "paper", "notebooks", "links"
 
@@ -113,3 +117,73 @@ def test_a_demo_that_is_ended(how, status, begun, command, tmp_path):
     assert process.wait(30) == status and "Traceback" not in (told := process.stderr.read())
     assert how == signal.SIGKILL or told.splitlines()[-1] == "stopped before the end"
     assert not begun or not list(temporary.iterdir()), "something is left in the temporary folder"
+
+
+# What runs left may be anything.
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A grid of three runs that are done; the last two are whole."""
+    folder = tmp_path / "runs"
+    notebook = {"cells": []}
+    (tmp_path / "07_tiny.ipynb").write_text(json.dumps(notebook))
+    grid = {"notebook": "07_tiny", "runs": {f"seed={seed}": {"seed": seed} for seed in range(3)}}
+    figure = {"x": "k", "y": "tau", "by": []}
+    for name, parameters in grid["runs"].items():
+        (folder / name).mkdir(parents=True)
+        for file, content in (("run", {"notebook": "07_tiny", "parameters": parameters}), ("done", {"parameters": parameters, "code": ""}),
+                              ("results", {"results": {"tau": 0.5, "all": [1, {"b": "c"}]}, "figure": figure})):
+            (folder / name / f"{file}.json").write_text(json.dumps(content))
+        (folder / name / "table.csv").write_text("k,tau\n1,0.5\n2,0.25\n")
+    (folder / "grid.json").write_text(json.dumps(grid))
+    return folder
+
+
+def gathered(folder) -> list[str]:
+    with open(folder / "measurements.csv", newline="") as file:
+        return [f"{row['seed']} {row['measurement']}={row['value']}" for row in csv.DictReader(file)]
+
+
+ALL = [f"{seed} {found}" for seed in range(3) for found in ("tau=0.5", "all.0=1", "all.1.b=c")]
+
+
+def test_whole_runs_are_gathered(runs, capsys):
+    assert main(["gather", str(runs)]) == 0 and gathered(runs) == ALL and (runs / "07_tiny.png").exists()
+    assert len((runs / "07_tiny.csv").read_text().splitlines()) == 7 and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("figure", [{"x": "k", "y": "tau", "by": [], "colour": "red"}, {"x": "k"}, {"x": "kappa", "y": "tau", "by": []}, ["k"], "k",
+                                    {"x": "k", "y": "tau", "by": [], "published": [1]}], ids=str)
+def test_a_figure_that_cannot_be_drawn(figure, runs, capsys):
+    (runs / "seed=2" / "results.json").write_text(json.dumps({"results": {"tau": 0.5, "all": [1, {"b": "c"}]}, "figure": figure}))
+    assert main(["gather", str(runs)]) == 0 and gathered(runs) == ALL and not (runs / "07_tiny.png").exists()
+    assert "07_tiny.png is not drawn, because of the figure in results.json: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("table", [b"\x89PNG\r\n\xff\x00", b"x" * 200_000, None], ids=["binary", "endless", "a folder"])
+def test_a_table_that_is_none(table, runs, capsys):
+    path = runs / "seed=0" / "table.csv"
+    path.unlink()
+    path.write_bytes(table) if table else path.mkdir()
+    assert main(["gather", str(runs)]) == 0 and gathered(runs) == ALL and len((runs / "07_tiny.csv").read_text().splitlines()) == 5
+    assert "seed=0/table.csv is left out, because it is no table: " in capsys.readouterr().err
+
+
+def test_results_of_any_depth(runs):
+    (runs / "seed=0" / "results.json").write_text('{"results": ' + '{"a": ' * 900 + "1" + "}" * 901)
+    assert main(["gather", str(runs)]) == 0 and gathered(runs) == ["0 " + ".".join("a" * 900) + "=1", *ALL[3:]]
+
+
+def test_gathering_onto_a_full_disk(runs, tmp_path):
+    ran = on_a_small_disk(tmp_path, "size=4k", f'gather "{runs}" --to "{tmp_path}/disk"')
+    assert "status 1" in ran.stdout and ran.stderr.startswith("gan-influence: No space left on device") and len(ran.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"notebook": "07_tiny"}', '{"notebook": 7, "runs": {"seed=0": {}}}',
+                                  '{"notebook": "07_tiny", "runs": {"seed=0": 1}}'])
+def test_a_damaged_grid_is_told_and_its_runs_are_found(text, runs, capsys):
+    (runs / "grid.json").write_text(text)
+    assert main(["status", str(runs)]) == 0 and main(["gather", str(runs)]) == 0 and gathered(runs) == ALL
+    printed = capsys.readouterr()
+    assert "3 runs: 3 done" in printed.out and "grid.json is damaged: of its runs, only those are known that have begun" in printed.err

@@ -12,7 +12,8 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import TextIO
 
@@ -65,10 +66,12 @@ def run(notebook: Path, out: str | os.PathLike, parameters: Mapping[str, object]
             exporter = HTMLExporter()
             exporter.log.setLevel("ERROR")  # text alternatives of figures are the sentences beside them
             write_atomically(executed.with_suffix(".html"), exporter.from_notebook_node(content)[0])  # before cleaning: it shows widgets as they stood
-        _export_figures(content, out)
+        images = [output.data["image/png"] for cell in content.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+        for i, image in enumerate(images, 1):
+            (out / f"figure-{i}.png").write_bytes(base64.b64decode(image))
     finally:
         if executed.exists():
-            _store(forget_place(nbformat.read(executed, as_version=4), values["out"]), executed)
+            write_atomically(executed, nbformat.writes(clean(forget_place(nbformat.read(executed, as_version=4), values["out"]))) + "\n")
     return executed
 
 
@@ -79,7 +82,7 @@ def refresh(notebook: Path) -> float:
     content, began = nbformat.read(notebook, as_version=4), time.perf_counter()
     with _private_kernel(notebook) as kernel:
         NotebookClient(content, timeout=600, record_timing=False, **kernel).execute()
-    _store(forget_place(content), notebook)
+    write_atomically(notebook, nbformat.writes(clean(forget_place(content))) + "\n")
     return time.perf_counter() - began
 
 
@@ -91,7 +94,9 @@ def every() -> list[Path]:
     """
     if found := sorted(FOLDER.glob("*.ipynb")):
         return found
-    raise ValueError("the notebooks are not part of the installed package: clone its repository, and work there")
+    # From the installed metadata: an installed package has no pyproject.toml beside it.
+    urls = dict(entry.split(", ", 1) for entry in metadata("gan-influence").get_all("Project-URL", []))
+    raise ValueError(f"the notebooks are not part of the installed package: clone {urls['Repository']}, and work there")
 
 
 def find(name: str) -> Path:
@@ -162,11 +167,9 @@ def read_value(value: object, declared: str, name: str = "the parameter") -> obj
         return value
     literal = value
     for read in (ast.literal_eval, json.loads):
-        try:
+        with suppress(ValueError, SyntaxError):
             literal = read(value)
             break
-        except (ValueError, SyntaxError):
-            continue
     if declared == "float" and isinstance(literal, int) and not isinstance(literal, bool):
         literal = float(literal)
     if declared in ("int", "float", "bool") and type(literal).__name__ != declared:
@@ -176,14 +179,10 @@ def read_value(value: object, declared: str, name: str = "the parameter") -> obj
 
 def clean(content):
     """Take out what execution leaves behind and readers do not need: widget state, timings, paths, versions."""
-    for key in ("widgets", "papermill"):
-        content.metadata.pop(key, None)
+    for one in (content.metadata, *(cell.metadata for cell in content.cells)):
+        for key in ("widgets", "papermill", "execution", *(() if one.get("tags") else ["tags"])):
+            one.pop(key, None)
     content.metadata["language_info"] = {"name": "python"}
-    for cell in content.cells:
-        for key in ("execution", "papermill"):
-            cell.metadata.pop(key, None)
-        if not cell.metadata.get("tags", True):
-            del cell.metadata["tags"]
     return content
 
 
@@ -194,19 +193,18 @@ def forget_place(content, out: str | None = None):
         content: the notebook, changed in place.
         out: the value of its parameter `out`, which becomes "." because the executed notebook lies in that very folder.
     """
-    def here(text: str) -> str:
-        return text.replace(out, ".") if out and ".." in out else text
+    def tidy(found: object) -> object:
+        if isinstance(found, dict):
+            return {key: one if "/" in key and not key.startswith("text/") else tidy(one) for key, one in found.items()}  # no images
+        if isinstance(found, list):
+            return [tidy(one) for one in found]
+        return without_places(found.replace(out, ".") if out and ".." in out else found) if isinstance(found, str) else found
 
     for cell in content.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.source = re.sub(r"(?m)^out = .*", 'out = "."', cell.source)
         for output in cell.get("outputs", []):
-            for holder, keys in ((output, ("text", "evalue")), (output.get("data", {}), [key for key in output.get("data", {}) if key.startswith("text/")])):
-                for key in keys:
-                    if isinstance(holder.get(key), str):
-                        holder[key] = without_places(here(holder[key]))
-            if "traceback" in output:
-                output["traceback"] = [without_places(here(line)) for line in output["traceback"]]
+            output.update(tidy(output))
     return content
 
 
@@ -221,17 +219,6 @@ def without_places(text: str) -> str:
     longest_first = "|".join(map(re.escape, sorted(folders, key=len, reverse=True)))
     text = re.sub(rf"(^|[^\w.:/]|\x1b\[[\d;]*m)(?:{longest_first})(/|(?![\w.-]))", lambda found: found[1] + ("" if found[2] else "."), text, flags=re.M)
     return re.sub(r"\bipykernel_\d+/\d+\.py", "cell.py", text)  # a cell's source, named by process
-
-
-def _export_figures(content, out: Path) -> None:
-    images = [output.data["image/png"] for cell in content.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
-    for i, image in enumerate(images, 1):
-        (out / f"figure-{i}.png").write_bytes(base64.b64decode(image))
-
-
-def _store(content, path: Path) -> None:
-    import nbformat
-    write_atomically(path, nbformat.writes(clean(content)) + "\n")
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from importlib.metadata import metadata
 from pathlib import Path
 
 from ..batch import notebooks
@@ -30,12 +29,11 @@ example:
 def _demo(options) -> int:
     from papermill import PapermillExecutionError
 
-    parameters, notebook, out = dict(options.parameter), notebooks.FOLDER / "00_start_here.ipynb", Path(options.out)
+    parameters, out = dict(options.parameter), Path(options.out)
     if "out" in parameters:
         options.parser.error("the notebook's parameter out is this command's --out: give that instead")
-    if not notebook.exists():
-        options.parser.error(f"the notebooks are not part of the installed package: clone {_home_page()} and run this there")
     try:
+        notebook = notebooks.find("00_start_here")
         notebooks.check_parameters(notebook, parameters)
         there = {path.name for path in out.iterdir()} if out.is_dir() else set()
         if there - {LOCK} and not {LOCK, notebook.name} <= there:
@@ -44,8 +42,6 @@ def _demo(options) -> int:
             _report(notebooks.run(notebook, out, parameters))
     except (ValueError, BlockingIOError) as error:
         options.parser.error(str(error))
-    except OSError as error:
-        options.parser.error(f"{out} cannot be written ({error.strerror or error}): give another --out")
     except PapermillExecutionError as error:
         print(f"cell {error.cell_index} failed, {error.ename}: {error.evalue}\nThe notebook up to there: {out / notebook.name}", file=sys.stderr)
         return 1
@@ -139,8 +135,3 @@ def _links(options) -> int:
         return 0
     except (ValueError, FileNotFoundError) as error:
         options.parser.error(str(error))
-
-
-def _home_page() -> str:
-    # From the installed metadata: an installed package has no pyproject.toml beside it.
-    return dict(entry.split(", ", 1) for entry in metadata("gan-influence").get_all("Project-URL", []))["Repository"]
