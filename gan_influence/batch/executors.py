@@ -1,16 +1,16 @@
 """Where batch runs go: the workers of a Dask cluster, made here or running elsewhere; and what happens when one is killed."""
 
+import asyncio
 import signal
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, contextmanager
 from multiprocessing import resource_tracker
 from queue import Empty, SimpleQueue
 
 import dask
-from distributed import Client, KilledWorker, LocalCluster
+from distributed import Client, KilledWorker, LocalCluster, Nanny
 
 from .grid import Run, execute
 
@@ -30,13 +30,10 @@ def run_all(runs: Sequence[Run], cluster: AbstractContextManager[tuple[Client, d
     Returns:
         {name: reason} of the runs that failed.
     """
-    ended, killed, deaths, failed, lost = SimpleQueue(), [], Counter(), {}, False
+    ended, failed, lost = SimpleQueue(), {}, False
     with cluster as (client, options):
-        def start(run: Run) -> None:
-            client.submit(execute, run, pure=False, **options).add_done_callback(lambda future: ended.put((run, future)))
-
         for run in runs:
-            start(run)
+            client.submit(execute, run, pure=False, **options).add_done_callback(lambda future, run=run: ended.put((run, future)))
         left = len(runs)
         while left:
             try:
@@ -49,43 +46,45 @@ def run_all(runs: Sequence[Run], cluster: AbstractContextManager[tuple[Client, d
             try:
                 error = future.result()
             except KilledWorker as problem:
-                # Dask counts a death against every run that the worker held, also those that only waited there. Alone, each shows
-                # whether it is the cause, and memory is its own.
-                deaths[run.name] += problem.allowed_failures + 1
-                killed += [run] * (deaths[run.name] < ATTEMPTS)
-                error = f"its worker process was killed {deaths[run.name]} times: it may need more memory than there is"
+                error = f"its worker process was killed {problem.allowed_failures + 1} times: it may need more memory than there is"
             except CancelledError:
                 error = "the Dask scheduler is gone: start it again, and give its address to the same command"
-            except Exception as problem:
+            except Exception as problem:  # whatever it is, the other runs go on
                 error = f"{type(problem).__name__}: {problem}"
-            if run not in killed:
-                left -= 1
-                if error:
-                    failed[run.name] = error
-                report(run, error)
-            if left and left == len(killed):
-                start(killed.pop())
+            left -= 1
+            if error:
+                failed[run.name] = error
+            report(run, error)
     return failed
 
 
 @contextmanager
 def local(jobs: int) -> Iterator[tuple[Client, dict]]:
     """Processes of this machine, which end with this one, however that ends."""
-    settings = {"distributed.scheduler.allowed-failures": 0,  # they are counted in `run_all`
-                "distributed.scheduler.worker-saturation": 1.0,  # what waits, waits with the scheduler
-                "distributed.nanny.pre-spawn-environ": {}}  # kernels inherit it
-    # Ctrl-C goes to the whole process group, but what happens then is for this process to say: workers inherit what their
-    # starting thread blocks. The resource tracker, when it starts, would unblock it.
+    settings = {"distributed.scheduler.allowed-failures": ATTEMPTS - 1,
+                "distributed.scheduler.worker-saturation": 1.0,  # what waits, waits with the scheduler, and does not die with a worker
+                "distributed.nanny.pre-spawn-environ": {}}  # kernels would inherit it
+    # Ctrl-C goes to the whole process group, but what happens then is for this process to say: workers inherit what the thread that
+    # starts them blocks. The resource tracker, when it starts, would unblock it.
     resource_tracker.ensure_running()
     usual = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        with dask.config.set(settings), LocalCluster(n_workers=jobs, threads_per_worker=1, memory_limit=None, dashboard_address=None,
-                                                     silence_logs="CRITICAL") as cluster:
-            with Client(cluster, set_as_default=False) as client:
+        with (dask.config.set(settings),
+              LocalCluster(n_workers=jobs, threads_per_worker=1, memory_limit=None, silence_logs="CRITICAL",
+                           dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False}) as cluster,
+              Client(cluster, set_as_default=False) as client):
+            try:
                 signal.pthread_sigmask(signal.SIG_SETMASK, usual)
                 yield client, {}
+            except BaseException:
+                cluster.sync(_stop, cluster.workers.values())  # at once; by itself it gives the runs four seconds
+                raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, usual)
+
+
+async def _stop(nannies: Iterable[Nanny]) -> None:
+    await asyncio.gather(*(nanny.close(timeout=0.1) for nanny in nannies))
 
 
 @contextmanager
