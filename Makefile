@@ -10,10 +10,19 @@ READY := $(VENV)/.ready
 RECENT = $(filter yes,$(shell $(1) -c 'import sys $(2); print("yes" * (sys.version_info >= (3, 11)))' 2>/dev/null))
 PYTHON ?= $(firstword $(foreach python,python3.11 python3,$(if $(call RECENT,$(python)),$(python))))
 
+# Of `gpu` and `paper`, which go on where an earlier call stopped.
+BUDGET ?= 25m
+
 PIN = $(shell sed -n 's/^$(1)==//p' requirements.txt)
 PIP := $(RUN) -m pip --disable-pip-version-check
 
-.PHONY: help demo test test-gpu lint notebooks paper clean
+PYTEST := $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+NOTEBOOKS := --nbval-lax --nbval-current-env --nbval-cell-timeout=300
+# Whether the engine still stands, without data, notebooks and the command line.
+QUICK := gan_influence/game gan_influence/training gan_influence/readings \
+  $(patsubst %,tests/test_%.py,retraining influence trajectory dynamics make rooms streams)
+
+.PHONY: help demo test quick test-gpu gpu lint notebooks paper clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -22,10 +31,16 @@ demo: $(READY)  ## train a small GAN, find harmful instances, train without them
 	@$(RUN) -m gan_influence demo $(ARGS)
 
 test: $(READY)  ## run all tests: unit tests, doctests, the README's example, every notebook
-	$(RUN) -m pytest $(ARGS)
+	$(PYTEST) --doctest-modules $(NOTEBOOKS) notebooks tests gan_influence $(ARGS)
+
+quick: $(READY)  ## run what tells within a minute or two whether the engine still stands
+	$(PYTEST) -m "not gpu" --doctest-modules $(QUICK) $(ARGS)
 
 test-gpu: $(READY)  ## run the tests that need a CUDA device; each is skipped, with the reason, where there is none
 	$(RUN) -m pytest tests -m gpu -rs $(ARGS)
+
+gpu:  ## for an hour with a GPU: its tests, what it costs there, recordings, with PYTHON=python3 as it is, in BUDGET=25m; tables in runs/gpu
+	@$(PYTHON) benchmarks/gpu.py --budget $(BUDGET) $(ARGS)
 
 lint: $(READY)  ## check style with ruff
 	@$(RUN) -m ruff --version >/dev/null 2>&1 || $(PIP) install -q ruff==0.17.6
@@ -34,7 +49,6 @@ lint: $(READY)  ## check style with ruff
 notebooks: $(READY)  ## execute every notebook again, in its place, and clean what execution leaves behind
 	$(RUN) -m gan_influence notebooks $(ARGS)
 
-BUDGET ?= 25m
 paper: $(READY)  ## make what is outstanding of the full-scale recordings, within BUDGET=25m; again to continue
 	$(RUN) -m gan_influence paper --budget $(BUDGET) $(ARGS)
 

@@ -12,6 +12,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from copy import deepcopy
 
 import torch
 from torch.nn import functional as F
@@ -23,44 +25,66 @@ from gan_influence.tools.versions import versions
 EPOCHS, WINDOW = 3, 1
 
 
-def reference(generator: list, discriminator: list, x, indices, latents, learning_rate: float = 1e-3) -> None:
-    """Simultaneous SGD for FCGAN as one would write it for speed: plain functions, one generator forward, nothing recorded."""
-    def network(parameters, h):
-        for p in parameters[:-1]:
-            h = torch.relu(F.linear(h, p))
-        return F.linear(h, parameters[-1])
-
+def reference(generator, discriminator, x, indices, latents, learning_rate: float = 1e-3) -> None:
+    """Simultaneous SGD on two modules as one would write it for speed: one generator forward, in place, nothing recorded."""
+    players = [list(module.parameters()) for module in (generator, discriminator)]
     for drawn, z in zip(indices, latents):
-        generator = [p.detach().requires_grad_() for p in generator]
-        discriminator = [p.detach().requires_grad_() for p in discriminator]
-        fake_logits = network(discriminator, network(generator, z))
-        loss = F.softplus(-network(discriminator, x[drawn])).mean() + F.softplus(fake_logits).mean()
-        by_discriminator = torch.autograd.grad(loss, discriminator, retain_graph=True)
-        by_generator = torch.autograd.grad(F.softplus(-fake_logits).mean(), generator)
+        fake_logits = discriminator(generator(z))
+        loss = F.softplus(-discriminator(x[drawn])).mean() + F.softplus(fake_logits).mean()
+        by_discriminator = torch.autograd.grad(loss, players[1], retain_graph=True)
+        by_generator = torch.autograd.grad(F.softplus(-fake_logits).mean(), players[0])
         with torch.no_grad():
-            generator = torch._foreach_add(generator, by_generator, alpha=-learning_rate)
-            discriminator = torch._foreach_add(discriminator, by_discriminator, alpha=-learning_rate)
+            for parameters, gradients in zip(players, (by_generator, by_discriminator)):
+                torch._foreach_add_(parameters, gradients, alpha=-learning_rate)
 
 
-def seconds(function) -> float:
-    began = time.process_time()
+def reference_epoch(run: gi.Trajectory) -> Callable[[], None]:
+    """The reference loop over what a run's last epoch drew."""
+    window, players = range(run.window(WINDOW), run.steps), [deepcopy(module) for module in run.gan.networks]
+    indices = [run.schedule.indices(t).to(run.x.device) for t in window]
+    latents = [run.schedule.latents(t)[0].to(run.x.device, run.x.dtype) for t in window]
+    return lambda: reference(*players, run.x, indices, latents)
+
+
+def train(gan: gi.GAN, x: torch.Tensor, epochs: int = WINDOW) -> gi.Trajectory:
+    return gi.train(gan, x, epochs, 100, gi.SGD(1e-3), "simultaneous")
+
+
+def fcgan(device: str = "cpu", n: int = 10_000, latents: int = 1_000) -> tuple[gi.Trajectory, gi.metrics.AverageLogLikelihood]:
+    """A run on 2D-normal, and what judges it."""
+    data, gan = gi.data.normal_2d(n), gi.models.fcgan().to(device)
+    return train(gan, data.train.to(device), EPOCHS), gi.metrics.AverageLogLikelihood(data.valid.to(device), gan.sample_latents(latents, seed=1))
+
+
+def dcgan(device: str = "cpu", n: int = 2_000, latents: int = 300, width: int = 32) -> tuple[gi.Trajectory, gi.metrics.FrechetDistance]:
+    """A run on images, and what judges it; random numbers for images, an untrained classifier for features."""
+    x = (torch.rand(n, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(device)
+    gan, network = gi.models.dcgan(width=width).to(device), gi.models.classifier().to(device)
+    return train(gan, x, 2), gi.metrics.FrechetDistance(network.features, x[:latents], gan.sample_latents(latents, seed=1))
+
+
+def seconds(function: Callable, device: str = "cpu") -> float:
+    """What a call takes: CPU time, or on a GPU the time until it has done all that it was told."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    began = clock()
     function()
-    return time.process_time() - began
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return clock() - began
+
+
+def rounds(measured: dict[str, Callable], repeats: int, device: str = "cpu") -> list[dict[str, float]]:
+    """The seconds of each, one after the other, several times over."""
+    return [{name: seconds(function, device) for name, function in measured.items()} for _ in range(repeats)]
 
 
 def ratios(repeats: int) -> dict[str, float]:
-    data, gan = gi.data.normal_2d(10_000), gi.models.fcgan()
-    run = gi.train(gan, data.train, EPOCHS, 100, gi.SGD(1e-3), "simultaneous")
-    metric = gi.metrics.AverageLogLikelihood(data.valid, gan.sample_latents(1_000, seed=1))
+    run, metric = fcgan()
     cotangent, start = _gradient(run, metric), run.window(WINDOW)
-    window = range(start, run.steps)
-    recorded = [run.schedule.indices(t) for t in window], [run.schedule.latents(t)[0] for t in window]
-    players = [list(p.values()) for p in run.state(start)[:2]]
     singles = [[j] for j in range(200)]
-
     measured = {
-        "reference loop": lambda: reference(*players, data.train, *recorded),
-        "training, recorded": lambda: gi.train(gan, data.train, WINDOW, 100, gi.SGD(1e-3), "simultaneous"),
+        "reference loop": reference_epoch(run),
+        "training, recorded": lambda: train(run.gan, run.x),
         "influence of all": lambda: _sweep(run, [cotangent], start, compile=False),
         "influence of all, two metrics": lambda: _sweep(run, [cotangent] * 2, start, compile=False),
         "influence of all, compiled": lambda: _sweep(run, [cotangent], start, compile=True),
@@ -71,28 +95,25 @@ def ratios(repeats: int) -> dict[str, float]:
     for name, function in measured.items():
         if "compiled" in name:
             function()  # compile outside the measurement
-    rounds = [{name: seconds(function) / (200 if "/ 200" in name else 1) for name, function in measured.items()} for _ in range(repeats)]
+    found = [{name: value / (200 if "/ 200" in name else 1) for name, value in one.items()} for one in rounds(measured, repeats)]
     result = {}
     for name in measured:
         base = "one sequential replay" if "/ 200" in name else "reference loop"
         result[f"{name} / {base}" if name != base else f"{name}, ms a step"] = statistics.median(
-            one[name] / one[base] if name != base else 1e3 * one[name] / len(window) for one in rounds)
+            one[name] / one[base] if name != base else 1e3 * one[name] / (run.steps - start) for one in found)
     return result
 
 
-def image_ratios(repeats: int, width: int = 32, steps: int = 20) -> dict[str, float]:
-    """Influence through DCGAN's last epoch, as a ratio to that epoch's training; random numbers for images, an untrained classifier for features."""
-    random = torch.Generator().manual_seed(0)
-    x = torch.rand(100 * steps, 1, 28, 28, generator=random) * 2 - 1
-    gan, network = gi.models.dcgan(width=width), gi.models.classifier()
-    run = gi.train(gan, x, 2, 100, gi.SGD(1e-3), "simultaneous")
-    latents, start = gan.sample_latents(300, seed=1), run.window(1)
-    cotangent = _gradient(run, gi.metrics.FrechetDistance(network.features, x[:300], latents))
+def image_ratios(repeats: int) -> dict[str, float]:
+    """Influence through DCGAN's last epoch, as a ratio to that epoch's training."""
+    run, metric = dcgan()
+    cotangent, start = _gradient(run, metric), run.window(WINDOW)
     measured = {"training": lambda: run.replay(start), **{f"{m} metrics": lambda m=m: _sweep(run, [cotangent] * m, start, compile=False) for m in (1, 2, 3)}}
-    rounds = [{name: seconds(function) for name, function in measured.items()} for _ in range(repeats)]
-    one = {name: statistics.median(r[name] / r["training"] for r in rounds) for name in measured}
-    return {"DCGAN, ms a step": 1e3 * statistics.median(r["training"] for r in rounds) / steps, "DCGAN, influence of all / epoch": one["1 metrics"],
-            "DCGAN, two metrics / one": one["2 metrics"] / one["1 metrics"], "DCGAN, three metrics / one": one["3 metrics"] / one["1 metrics"]}
+    found = rounds(measured, repeats)
+    one = {name: statistics.median(r[name] / r["training"] for r in found) for name in measured}
+    return {"DCGAN, ms a step": 1e3 * statistics.median(r["training"] for r in found) / (run.steps - start),
+            "DCGAN, influence of all / epoch": one["1 metrics"], "DCGAN, two metrics / one": one["2 metrics"] / one["1 metrics"],
+            "DCGAN, three metrics / one": one["3 metrics"] / one["1 metrics"]}
 
 
 def in_a_fresh_process(script: str) -> float:

@@ -1,3 +1,5 @@
+from importlib import import_module
+
 import pytest
 import torch
 from torch import nn
@@ -5,6 +7,66 @@ from torch import nn
 import gan_influence as gi
 
 torch.set_num_threads(1)
+
+#: Not needed by the engine and its recordings: where one is not installed, the tests that need it are skipped and say so.
+OPTIONAL = {"dask", "distributed", "IPython", "ipywidgets", "jupyter_client", "matplotlib", "nbclient", "nbconvert", "nbformat", "papermill", "psutil",
+            "seaborn", "torchvision"}
+
+
+def skip_where_optional(error: BaseException | None) -> None:
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in OPTIONAL:
+        pytest.skip(f"{error.name} is not installed", allow_module_level=True)
+
+
+def optional(name: str):
+    """A module for a file of which only some tests need it: those are skipped where it is not installed."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError:
+        return Missing(name)
+
+
+class Missing:
+    def __init__(self, name: str):
+        self.name = name
+
+    def __getattr__(self, _):
+        raise ModuleNotFoundError(f"No module named {self.name!r}", name=self.name)
+
+
+class Module(pytest.Module):
+    def collect(self):
+        try:
+            return list(super().collect())
+        except self.CollectError as error:
+            skip_where_optional(error.__cause__)
+            raise
+
+
+def pytest_pycollect_makemodule(module_path, parent) -> pytest.Module:
+    return Module.from_parent(parent, path=module_path)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        skip_where_optional(error)
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        skip_where_optional(error)
+        raise
+
+
+def on_a_gpu(test):
+    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")(test))
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=[

@@ -1,14 +1,29 @@
 """On a GPU: the same numbers as on the CPU, and the same bits twice. The oracles of the other files run there too (`make test-gpu`)."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 import gan_influence as gi
-from conftest import tiny_metric, tiny_run
+from conftest import OPTIONAL, on_a_gpu, tiny_metric, tiny_run
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")]
+HERE = Path(__file__).parent
 
 
+def test_every_gpu_test_is_there_without_the_libraries_of_notebooks():
+    without = f"import sys, pytest; sys.modules.update(dict.fromkeys({sorted(OPTIONAL)})); sys.exit(pytest.main(sys.argv[1:]))"
+    listed = subprocess.run([sys.executable, "-c", without, "-q", "--collect-only", "-m", "gpu", "-p", "no:nbval", "tests"], cwd=HERE.parent,
+                            capture_output=True, text=True)
+    assert listed.returncode == 0, listed.stdout
+    need = re.compile(r"(?m)^@on_a_gpu|^@pytest\.mark\.gpu|^def test_\w+\(.*\bdevice\b")
+    assert set(re.findall(r"(?m)^tests/(\w+)\.py::", listed.stdout)) == {path.stem for path in HERE.glob("test_*.py") if need.search(path.read_text())}
+
+
+@on_a_gpu
 @pytest.mark.parametrize("order", ["simultaneous", "alternating"])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-2)])
 def test_cuda_agrees_with_the_cpu(order, dtype, tolerance):
@@ -19,6 +34,7 @@ def test_cuda_agrees_with_the_cpu(order, dtype, tolerance):
         assert float((cpu - cuda).abs().max() / cpu.abs().max()) < tolerance
 
 
+@on_a_gpu
 @pytest.mark.parametrize("order", ["simultaneous", "alternating"])
 def test_cuda_repeats_itself_bit_for_bit(order):
     first, second = tiny_run(order, device="cuda"), tiny_run(order, device="cuda")

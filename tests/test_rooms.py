@@ -15,7 +15,7 @@ ENGINE = ("game", "training", "readings", "metrics", "models", "data")
 BELOW = {  # a room, and those that it may import from besides itself
     "tools": (), "game": ("tools",), "training": ("game", "tools"), "readings": ("training", "game", "tools"),
     "metrics": ("game", "tools"), "models": ("game", "tools"), "data": ("tools",), "studies": (*ENGINE, "tools"),
-    "batch": ("studies", *ENGINE, "tools"), "cli": ("batch", "studies", *ENGINE, "tools"), "__main__": ("cli",), "": ("tools",)}
+    "batch": ("studies", *ENGINE, "tools"), "cli": ("batch", "studies", *ENGINE, "tools", ""), "__main__": ("cli",), "": ("tools",)}
 NOTEBOOKS = {"IPython", "dask", "distributed", "ipykernel", "ipywidgets", "jupyter_client", "matplotlib", "nbclient", "nbconvert", "nbformat", "papermill",
              "seaborn", "traitlets"}
 
