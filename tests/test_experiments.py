@@ -135,7 +135,7 @@ def test_a_resumed_recording_equals_an_undisturbed_one(tmp_path, measured):
 def test_a_kept_run_is_used_for_what_it_was_made_for(tmp_path, measured, monkeypatch):
     other, folder = replace(SMALL, learning_rate=0.1), tmp_path / "seed-0"
     other.prepare(seed=0, folder=folder)  # no piece is finished yet
-    with pytest.raises(ValueError, match="seed-0 was made for another protocol .learning_rate 0.1, not 0.001.*a folder of its own"):
+    with pytest.raises(ValueError, match="seed-0 was made for something else .learning_rate 0.1, not 0.001.*a folder of its own"):
         experiments.record(SMALL, [0], tmp_path, compile=False)
     with pytest.raises(ValueError, match="seed 0, not 1"):
         other.prepare(seed=1, folder=folder)
@@ -146,7 +146,7 @@ def test_a_kept_run_is_used_for_what_it_was_made_for(tmp_path, measured, monkeyp
     monkeypatch.setattr(experiments, "train", None)
     assert other.prepare(seed=0, folder=folder).run.learning_rates[0] == [0.1, 0.1]
     (folder / "made_for.json").write_text("")
-    with pytest.raises(ValueError, match="does not say which protocol"):
+    with pytest.raises(ValueError, match="does not say for what"):
         other.prepare(seed=0, folder=folder)
     assert not measured
 

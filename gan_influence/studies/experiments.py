@@ -31,7 +31,7 @@ from .recording import RECORDED, check_device, device_name, finished, gather, re
 
 __all__ = ["ACCURACY", "AGREEMENT", "Accuracy", "EXPERIMENTS", "FOR_A_GPU", "PUBLISHED_ACCURACY", "PUBLISHED_REMOVAL", "RECORDED", "REMOVAL", "Removal",
            "Setup", "accuracy_experiment", "advantage", "check_device", "chosen_instances", "device_name", "finished", "fractional_leave_one_out", "gather",
-           "images_at_hand", "kink_experiment", "measure", "over_seeds", "prepare", "record", "recorded", "recorded_pieces", "recorded_tensors",
+           "images_at_hand", "kink_experiment", "over_seeds", "record", "recorded", "recorded_pieces", "recorded_tensors",
            "removal_agreement", "removal_experiment", "removal_scores", "save_results"]
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
@@ -51,7 +51,15 @@ class Setup(NamedTuple):
 
 
 def prepare(config: Protocol, seed: int, device: str = "cpu", folder: str | os.PathLike | None = None) -> Setup:
-    """What `Protocol.prepare` does."""
+    """Train the experiment's GAN, or read it from a folder where it was kept before; and build its metrics.
+
+    Raises:
+        ValueError: for a folder where something else is kept.
+
+    >>> setup = Accuracy(n=200, epochs=1, held_out=20, latents=20).prepare(seed=0)
+    >>> setup.run.steps, list(setup.valid)
+    (2, ['average log-likelihood'])
+    """
     check_device(device)
     if folder := folder and Path(folder):
         recording.claim(folder, config, seed)
@@ -83,7 +91,7 @@ def prepare(config: Protocol, seed: int, device: str = "cpu", folder: str | os.P
 
 
 def measure(config: Protocol, setup: Setup, seed: int, piece: str, compile: bool) -> tuple[dict[str, list[dict]], dict[str, Tensor]]:
-    """What `Protocol.measure` does."""
+    """One piece of the experiment; see `record`."""
     compile = compile and setup.classifier is None  # convolutions gain nothing
     if piece == "fractions":
         return {"fractions": kink_experiment(config, seed, setup=setup)}, {}
@@ -102,6 +110,9 @@ def measure(config: Protocol, setup: Setup, seed: int, piece: str, compile: bool
     accuracy = {"classifier_accuracy": setup.classifier.accuracy["test"]} if setup.classifier else {}
     return {"summary": [{"seed": seed, **row, **accuracy} for row in result.rows], "picked": [{"seed": seed, **row} for row in result.picked],
             "extremes": extremes}, tensors
+
+
+Protocol.prepare, Protocol.measure = prepare, measure  # here, because plain values are known without torch
 
 
 def images_at_hand() -> str:
@@ -154,15 +165,9 @@ def accuracy_experiment(config: Accuracy, seed: int, device: str = "cpu", compil
 
 
 def fractional_leave_one_out(run: Trajectory, metric, instances: Iterable[int], fraction: float, last_epochs: int | None = None) -> torch.Tensor:
-    """Measure how the metric changes when a fraction of each instance is absent, per unit removed.
+    """Measure as `leave_one_out` does, but with a fraction ε of each instance absent: (metric(weight 1 − ε) − metric(weight 1)) / ε.
 
-    Args:
-        run, metric, last_epochs: as in `leave_one_out`.
-        instances: which ones, each alone.
-        fraction: ε; the instance's weight is 1 − ε. 1 is leave-one-out; for ε → 0 the result tends to the influence.
-
-    Returns:
-        (len(instances),) float64 on the CPU: (metric(weight 1 − ε) − metric(weight 1)) / ε.
+    For ε = 1 it is leave-one-out; for ε → 0 it tends to the influence.
     """
     sets = list(torch.as_tensor(instances).view(-1, 1))
     changes = torch.zeros(len(sets), dtype=torch.float64)
@@ -186,28 +191,26 @@ def kink_experiment(config: Accuracy, seed: int, device: str = "cpu", last_epoch
     for name, metric in setup.valid.items():
         for fraction in fractions:
             found = agreement(estimates[name][chosen], fractional_leave_one_out(setup.run, metric, chosen, fraction, last_epochs))
-            rows.append({"seed": seed, "metric": name, "last_epochs": last_epochs, "fraction": float(fraction), "kendall_tau": found.kendall_tau,
-                         "slope": found.slope})
+            rows.append({"seed": seed, "metric": name, "last_epochs": last_epochs, "fraction": float(fraction),
+                         "kendall_tau": found.kendall_tau, "slope": found.slope})
     return rows
 
 
 def removal_scores(config: Removal, setup: Setup, seed: int, compile: bool = False) -> dict[str, Tensor]:
-    """Every method's harmfulness of all training instances; kept in the setup's folder, if it has one, for the same protocol and seed.
+    """Every method's harmfulness of all training instances, larger is removed first: {method: (n,) float64 on the CPU}, as in `config.methods`.
 
-    Returns:
-        {method: (n,) float64 on the CPU}, larger is removed first, in the order of `config.methods`.
+    They are kept in the setup's folder, if it has one, for the same protocol and seed.
     """
     kept, mark = setup.folder and setup.folder / "scores.safetensors", {"made for": json.dumps(recording.made_for(config, seed))}
     if kept:
         with suppress(FileNotFoundError, SafetensorError), safe_open(kept, "pt") as file:
             if file.metadata() == mark:
                 return {method: file.get_tensor(method) for method in config.methods}
-    run, (metric, *_) = setup.run, setup.valid.values()
-    baseline = DiscriminatorLoss(setup.data.valid.to(run.x.device), metric.latents)
-    metrics = {f"influence on {name}": metric for name, metric in setup.valid.items()} | {"discriminator loss": baseline}
+    run, latents = setup.run, next(iter(setup.valid.values())).latents
+    metrics = {f"influence on {name}": metric for name, metric in setup.valid.items()}
+    metrics["discriminator loss"] = DiscriminatorLoss(setup.data.valid.to(run.x.device), latents)
     scores = {name: harmfulness(values, metrics[name]) for name, values in influence(run, metrics, config.last_epochs, compile=compile).items()}
-    scores["isolation forest"] = isolation_forest(run.x, seed, setup.classifier and setup.classifier.features)
-    scores["random"] = random_scores(run.n, seed)
+    scores |= {"isolation forest": isolation_forest(run.x, seed, setup.classifier and setup.classifier.features), "random": random_scores(run.n, seed)}
     scores = {method: scores[method] for method in config.methods}
     if kept:
         recording.save_tensors(kept, scores, mark)
@@ -242,12 +245,12 @@ def over_seeds(rows):
     """
     import pandas as pd
     from scipy import stats
-    summary = {}
-    for key, part in rows.groupby(["metric", "method", "n_removed"], sort=False):
-        change, several = part.test_after - part.test_before, len(part) > 1
-        summary[key] = {"seeds": len(change), "mean": change.mean(), "std": change.std(), "p_t": stats.ttest_1samp(change, 0).pvalue if several else np.nan,
-                        "p_wilcoxon": stats.wilcoxon(change).pvalue if several else np.nan}
-    return pd.DataFrame.from_dict(summary, orient="index").rename_axis(["metric", "method", "n_removed"]).astype({"seeds": int}).sort_index()
+    summary, keys = {}, ["metric", "method", "n_removed"]
+    for key, part in rows.groupby(keys, sort=False):
+        change = part.test_after - part.test_before
+        p_t, p_wilcoxon = (stats.ttest_1samp(change, 0).pvalue, stats.wilcoxon(change).pvalue) if len(part) > 1 else (np.nan, np.nan)
+        summary[key] = {"seeds": len(change), "mean": change.mean(), "std": change.std(), "p_t": p_t, "p_wilcoxon": p_wilcoxon}
+    return pd.DataFrame.from_dict(summary, orient="index").rename_axis(keys).astype({"seeds": int}).sort_index()
 
 
 def advantage(rows, metric: str, method: str):

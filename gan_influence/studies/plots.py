@@ -208,11 +208,11 @@ def density_change(before, after, mean, covariance, title: str) -> Figure:
     places = np.stack([axis.ravel() for axis in grid])
     densities = {"true": stats.multivariate_normal(mean, covariance).pdf(places.T), "before": stats.gaussian_kde(before.T)(places),
                  "after": stats.gaussian_kde(after.T)(places)}
-    for (label, values), color, style in zip(densities.items(), (COLORS["real"], COLORS["generated"], COLORS["retrained"]), ("-", "--", "-")):
+    for (label, values), role, style in zip(densities.items(), ("real", "generated", "retrained"), ("-", "--", "-")):
         ordered = np.sort(values)[::-1]
         levels = sorted(ordered[np.searchsorted(ordered.cumsum() / ordered.sum(), mass)] for mass in (0.3, 0.6, 0.9))
-        left.contour(*grid, values.reshape(grid[0].shape), levels=levels, colors=[color], linestyles=style, linewidths=1.3)
-        left.plot([], [], color=color, linestyle=style, label=label)
+        left.contour(*grid, values.reshape(grid[0].shape), levels=levels, colors=[COLORS[role]], linestyles=style, linewidths=1.3)
+        left.plot([], [], color=COLORS[role], linestyle=style, label=label)
     _label(left)
     change = (densities["after"] - densities["before"]).reshape(grid[0].shape)
     limit = np.abs(change).max()

@@ -1,6 +1,5 @@
-"""The published protocols as plain values, known without torch: who runs one imports `experiments` by it."""
+"""The published protocols as plain values, known without torch; `experiments` gives them the methods `prepare` and `measure`."""
 
-import os
 from dataclasses import dataclass
 
 AGREEMENT = "agreement"  #: the piece of a removal experiment that checks the influences it ranks by
@@ -25,24 +24,6 @@ class Protocol:
     def pieces(self) -> list[str]:
         """What `record` runs one at a time, in order of value."""
         return [piece for pieces in self.rounds for piece in pieces]
-
-    def prepare(self, seed: int, device: str = "cpu", folder: str | os.PathLike | None = None):
-        """Train the experiment's GAN, or read it from a folder where it was kept before; and build its metrics: a `Setup`.
-
-        Raises:
-            ValueError: for a folder where something else is kept.
-
-        >>> setup = Accuracy(n=200, epochs=1, held_out=20, latents=20).prepare(seed=0)
-        >>> setup.run.steps, list(setup.valid)
-        (2, ['average log-likelihood'])
-        """
-        from . import experiments
-        return experiments.prepare(self, seed, device, folder)
-
-    def measure(self, setup, seed: int, piece: str, compile: bool) -> tuple[dict[str, list[dict]], dict]:
-        """One piece of the experiment; see `record`."""
-        from . import experiments
-        return experiments.measure(self, setup, seed, piece, compile)
 
 
 @dataclass(frozen=True)

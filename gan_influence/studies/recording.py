@@ -90,8 +90,8 @@ def made_for(protocol, seed: int | None = None) -> dict:
 
 def differences(header: dict, asked: dict) -> str:
     """Where a header tells of something else than the one asked for, in words."""
-    there, here = ({**one["config"], "streams": one.get("streams", 1), "seed": one.get("seed")} for one in (header, {"seed": header.get("seed")} | asked))
-    return ", ".join(f"{key} {there.get(key)}, not {value}" for key, value in here.items() if there.get(key) != value)
+    there, here = ({**one.get("config", {}), "streams": one.get("streams", 1), "seed": one.get("seed")} for one in (header, asked))
+    return ", ".join(f"{key} {there.get(key)}, not {value}" for key, value in here.items() if value not in (None, there.get(key)))
 
 
 def claim(folder: Path, protocol, seed: int) -> None:
@@ -102,9 +102,9 @@ def claim(folder: Path, protocol, seed: int) -> None:
     try:
         differ = differences(json.loads(path.read_text()), asked)
     except (OSError, ValueError):
-        raise ValueError(f"{folder} does not say which protocol the run in it was made for: remove it, or choose another folder") from None
+        differ = "it does not say for what"
     if differ:
-        raise ValueError(f"{folder} was made for another protocol ({differ}): give each protocol a folder of its own")
+        raise ValueError(f"{folder} was made for something else ({differ}): remove it, or give each protocol a folder of its own")
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], mark: dict[str, str] | None = None) -> None:
@@ -143,7 +143,15 @@ def gather(out: str | os.PathLike, target: str | os.PathLike) -> None:
             _beside(target, _csv(part)).unlink(missing_ok=True)
         if rows := [row for run in runs for row in run["parts"].get(part, [])]:
             _merge(_beside(target, _csv(part)), rows)
-    _gather_tensors(Path(out), [run for run in runs if run["seed"] == header["seeds"][0]], _beside(target, ".safetensors"), kept[:1] == header["seeds"][:1])
+    first, kept_tensors = header["seeds"][0], _beside(target, ".safetensors")
+    tensors = load_file(kept_tensors) if kept[:1] == [first] and kept_tensors.exists() else {}
+    for run in runs:
+        file = _file(Path(out), first, run["piece"]).with_suffix(".safetensors")
+        tensors |= load_file(file) if run["seed"] == first and file.exists() else {}
+    if tensors:
+        save_tensors(kept_tensors, tensors)
+    else:
+        kept_tensors.unlink(missing_ok=True)
     write_atomically(path, json.dumps(header, indent=1) + "\n")
 
 
@@ -157,23 +165,8 @@ def _merge(path: Path, rows: list[dict]) -> None:
     write_atomically(path, both.to_csv(index=False, lineterminator="\n"))
 
 
-def _gather_tensors(out: Path, runs: list[dict], path: Path, kept: bool) -> None:
-    tensors = load_file(path) if kept and path.exists() else {}
-    for run in runs:
-        file = _file(out, run["seed"], run["piece"]).with_suffix(".safetensors")
-        tensors |= load_file(file) if file.exists() else {}
-    if tensors:
-        save_tensors(path, tensors)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def recorded(name: str, part: str = "summary"):
-    """A recorded full-scale run of this repository: one of its tables as a pandas DataFrame, and its header.
-
-    Args:
-        name: such as "accuracy_2d".
-        part: which of the run's tables: "summary", or such as "scores" and "fractions".
+    """A recorded full-scale run of this repository, such as "accuracy_2d": one of its tables as a pandas DataFrame, and its header.
 
     Raises:
         FileNotFoundError: where the repository's notebooks/recorded is not at hand.
@@ -202,8 +195,7 @@ def save_results(out: str | os.PathLike, results: dict, rows: list[dict], figure
 
     Args:
         out: the folder.
-        results: numbers, words, and lists and dicts of them.
-        rows: the table, one dict a row.
+        results, rows: numbers, words, and lists and dicts of them; and the table, one dict a row.
         figure: what `gan-influence gather` draws from the tables of many runs: {"x": column, "y": column, "by": columns that
             tell lines apart, "published": {label: [x values, y values]}}; see `plots.gathered`.
 
