@@ -57,7 +57,7 @@ class Run:
         notebook says about itself is not asked: after a timeout it looks like a finished one.
         """
         done = read_json(self.folder / DONE)
-        if done and done["parameters"] == self.parameters and results(self.folder) is not None:
+        if done and done.get("parameters") == self.parameters and results(self.folder) is not None:
             return "done"
         if (self.folder / LOG).exists() and _is_locked(self.folder / LOG):
             return "running"
