@@ -1,4 +1,5 @@
 from importlib import import_module
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -24,6 +25,11 @@ def optional(name: str):
         return import_module(name)
     except ModuleNotFoundError:
         return Missing(name)
+
+
+def needs(name: str):
+    """A mark for tests of what says itself that a module is not installed."""
+    return pytest.mark.skipif(find_spec(name) is None, reason=f"{name} is not installed")
 
 
 class Missing:

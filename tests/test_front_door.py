@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import gan_influence
-from conftest import optional
+from conftest import needs, optional
 from gan_influence import experiments
 from gan_influence.batch import notebooks
 from gan_influence.cli.main import main
@@ -162,6 +162,7 @@ def test_import_stays_light():
 TINY = experiments.Accuracy(n=60, epochs=1, batch_size=20, held_out=10, latents=10, instances=4, windows=(1,))
 
 
+@needs("matplotlib")
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[
     pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")])])
 def test_record_leaves_what_it_measured(device, tmp_path, monkeypatch):
@@ -201,8 +202,8 @@ def test_a_gpu_asked_for_and_absent(capsys, tmp_path):
     (["record", "accuracy_2d"], "--missing"),
     (["record", "accuracy_2d", "--seeds", "0", "--pieces", "k=3", "--out", "nowhere"], "but not k=3"),
     (["links", "--check", "--repository", "a/b"], "changes nothing"),
-    (["demo", "-p", "out", "x"], "--out"),
-    (["notebooks", "missing.ipynb"], "no such notebook: missing.ipynb"),
+    pytest.param(["demo", "-p", "out", "x"], "--out", marks=needs("papermill")),
+    pytest.param(["notebooks", "missing.ipynb"], "no such notebook: missing.ipynb", marks=needs("nbclient")),
     ([], "COMMAND"),
 ])
 def test_bad_arguments_end_with_a_sentence(arguments, words, capsys):
