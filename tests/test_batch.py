@@ -277,7 +277,7 @@ def test_done_needs_an_end_and_whole_results(notebook, tmp_path):
     failed = executors.run_all(batch.plan(runs, tmp_path), threads())
     assert list(failed) == ["seed=1"] and "results.json" in failed["seed=1"] and [run.state for run in runs] == ["done", "failed"]
     good = (runs[0].folder / "results.json").read_text()
-    for part, text in (("results.json", good[:-9]), ("done.json", json.dumps({"parameters": {"seed": 7}})), ("done.json", "{")):
+    for part, text in (("results.json", good[:-9]), ("done.json", json.dumps({"parameters": {"seed": 7}})), ("done.json", "{"), ("done.json", '{"code": ""}')):
         path = runs[0].folder / part
         before = path.read_text()
         path.write_text(text)
