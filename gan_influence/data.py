@@ -137,6 +137,19 @@ def _sizes(*sizes: int) -> list[int]:
     return [whole(f"the number of {part} instances", size, least=0) for part, size in zip(Split._fields, sizes)]
 
 
+def images_at_hand() -> str:
+    """ "mnist" where MNIST is here or can be downloaded, else "digits".
+
+    >>> images_at_hand() in ("mnist", "digits")
+    True
+    """
+    try:
+        mnist(train=1, valid=1, test=1)
+    except (FileNotFoundError, ImportError):
+        return "digits"
+    return "mnist"
+
+
 def _download(load, root: Path, raw: Path) -> None:
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(20)  # behind a firewall an attempt would wait forever

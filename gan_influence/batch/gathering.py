@@ -1,15 +1,14 @@
 """What batch runs found: their state, their results as tidy tables, and the figure that their notebook defines."""
 
 import csv
-import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from ..tools.files import write_atomically
-from .grid import GRID, RUN, Run, read_json, results
+from ..tools.files import csv_text, read_json, write_atomically
+from .grid import GRID, RUN, Run, results
 
 SEEDS = "seed", "first_seed", "n_seeds"
 
@@ -52,7 +51,7 @@ def gather(folder: str | os.PathLike, target: str | os.PathLike | None = None) -
     rows = [{"notebook": run.notebook.stem, **run.parameters, "measurement": name, "value": value}
             for run in done for name, value in _measurements(results(run.folder))]
     written = [target / "measurements.csv"]
-    _write_table(written[0], rows, ("measurement", "value"))
+    write_atomically(written[0], csv_text(rows, last=("measurement", "value")))
     for notebook in dict.fromkeys(run.notebook.stem for run in done):
         written += _gather_notebook([run for run in done if run.notebook.stem == notebook], target / notebook)
     return rows, [run for run in runs if run not in done], written
@@ -69,7 +68,7 @@ def _gather_notebook(done: list[Run], target: Path) -> list[Path]:
     if not rows:
         return []
     written = [target.with_suffix(".csv")]
-    _write_table(written[0], rows)
+    write_atomically(written[0], csv_text(rows))
     if figure := (read_json(done[-1].folder / "results.json") or {}).get("figure"):
         try:
             _draw(figure, written[0], done[0].parameters, target.with_suffix(".png"))
@@ -87,16 +86,6 @@ def _draw(figure: dict, path: Path, parameters: dict, target: Path) -> None:
     # Parameters that the grid varies get lines of their own; seeds are what the mean is over.
     varied = [name for name in parameters if name not in SEEDS and table[name].nunique() > 1]
     plots.gathered(table, **figure | {"by": [*figure["by"], *varied]}).savefig(target, dpi=110)
-
-
-def _write_table(path: Path, rows: list[dict], last: tuple[str, ...] = ()) -> None:
-    # A notebook's own parameters come before the last columns, also where another notebook has more of them.
-    columns = [*dict.fromkeys(name for row in rows for name in row if name not in last), *last]
-    lines = io.StringIO()
-    writer = csv.DictWriter(lines, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, lines.getvalue())
 
 
 def _measurements(found: object) -> Iterator[tuple[str, object]]:

@@ -1,6 +1,5 @@
 """Batch runs: one notebook over a grid of parameters, each a folder; what is done stays done, and the same call continues the rest."""
 
-import fcntl
 import hashlib
 import itertools
 import json
@@ -15,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from ..tools.files import write_atomically
-from ..tools.locks import locked
+from ..tools.files import read_json, write_atomically
+from ..tools.locks import is_locked, locked
+from ..tools.places import without_places
 from . import notebooks
 
 GRID = "grid.json"  # in the folder of a grid
@@ -59,7 +59,7 @@ class Run:
         done = read_json(self.folder / DONE)
         if done and done.get("parameters") == self.parameters and results(self.folder) is not None:
             return "done"
-        if (self.folder / LOG).exists() and _is_locked(self.folder / LOG):
+        if (self.folder / LOG).exists() and is_locked(self.folder / LOG):
             return "running"
         return "failed" if (self.folder / FAILED).exists() else "waiting"
 
@@ -178,7 +178,7 @@ def _execute(run: Run, log: TextIO) -> str | None:
         error = _failure(run, log)
     record["seconds"] = round(time.perf_counter() - began, 2)
     log.seek(0)
-    printed = notebooks.without_places(log.read())
+    printed = without_places(log.read())
     log.truncate(0)
     print(f"{printed}{'failed: ' + error if error else 'done'}, after {record['seconds']} s", file=log, flush=True)
     _write(run.folder / (FAILED if error else DONE), record | ({"error": error} if error else {"code": run.code}))
@@ -213,7 +213,7 @@ def _failure(run: Run, log: TextIO) -> str | None:
             return "the notebook's code has changed since this grid was started: the same command again runs what it is now"
         notebooks.run(run.notebook, run.folder, run.parameters, run.timeout, run.html, log)
     except papermill.PapermillExecutionError as error:
-        return notebooks.without_places(f"cell {error.cell_index}, {error.ename}: {error.evalue}")
+        return without_places(f"cell {error.cell_index}, {error.ename}: {error.evalue}")
     except CellTimeoutError:
         return f"a cell took longer than {run.timeout} s (--timeout)"
     except DeadKernelError:
@@ -221,7 +221,7 @@ def _failure(run: Run, log: TextIO) -> str | None:
     except OSError as error:
         return _os_error(error)
     except Exception as error:  # whatever it is, the other runs go on
-        return notebooks.without_places(f"{type(error).__name__}: {error}")
+        return without_places(f"{type(error).__name__}: {error}")
     if results(run.folder) is None:
         return "it left no results.json: its last cell must call experiments.save_results(out, ...)"
     return None
@@ -255,14 +255,6 @@ def results(folder: Path) -> dict | None:
     return (read_json(folder / "results.json") or {}).get("results")
 
 
-def read_json(path: Path) -> dict | None:
-    try:
-        content = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # absent or cut short: both mean that it has not been made
-        return None
-    return content if isinstance(content, dict) else None
-
-
 def _write(path: Path, content: dict) -> None:
     write_atomically(path, json.dumps(content, indent=1) + "\n")
 
@@ -278,12 +270,3 @@ def _letters(text: str) -> str:
 
 def _os_error(error: OSError) -> str:
     return f"{error.strerror or error}{f': {Path(error.filename).name}' if error.filename else ''}"
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        with open(path) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    return False

@@ -149,6 +149,21 @@ def leave_one_out_shard(folder: str, gan, optimizer, device: str, metrics: Mappi
     return leave_one_out(Trajectory.load(folder, gan, x, optimizer), metrics, instances, last_epochs, models_at_once, compile)
 
 
+def fractional_leave_one_out(run: Trajectory, metric, instances: Iterable[int], fraction: float, last_epochs: int | None = None) -> Tensor:
+    """Measure as `leave_one_out` does, but with a fraction ε of each instance absent: (metric(weight 1 − ε) − metric(weight 1)) / ε.
+
+    For ε = 1 it is leave-one-out; for ε → 0 it tends to the influence.
+    """
+    sets = list(instance_set(run, instances, once=False)[:, None])
+    changes = torch.zeros(len(sets), dtype=torch.float64)
+    with torch.no_grad():
+        before = value(metric, run.gan, run.final)
+        for which, stacked in counterfactuals(run, sets, run.window(last_epochs), weight=1 - fraction):
+            for i, state in zip(which, unstack(stacked)):
+                changes[i] = (value(metric, run.gan, state) - before).item() / fraction
+    return changes
+
+
 def counterfactuals(run: Trajectory, sets: list[Tensor], start: int, models_at_once: int | None = None,
                     compile: bool = False, weight: float = 0.0) -> Iterator[tuple[list[int], State]]:
     """Yield (positions in `sets`, their final states stacked), for every set that the window draws from; its instances have `weight`.

@@ -10,24 +10,27 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from .. import data, models
-from ..game.state import unstack
+from ..data import images_at_hand
 from ..metrics import AverageLogLikelihood, DiscriminatorLoss, FrechetDistance, InceptionScore, LogInceptionScore
 from ..readings.agreement import agreement
 from ..readings.cleansing import Cleansing, cleanse, isolation_forest, random_scores
 from ..readings.influence import harmfulness, influence
-from ..readings.retraining import counterfactuals, leave_one_out
+from ..readings.judging import direction
+from ..readings.retraining import fractional_leave_one_out, leave_one_out
+from ..tools.devices import check_device, device_name
+from ..tools.files import write_atomically
 from ..tools.streams import stream
 from ..training.optimizers import SGD
 from ..training.trajectory import Trajectory, train
 from . import recording
 from .protocols import ACCURACY, AGREEMENT, EXPERIMENTS, FOR_A_GPU, REMOVAL, Accuracy, Protocol, Removal
 from .published import PUBLISHED_ACCURACY, PUBLISHED_REMOVAL
-from .recording import RECORDED, check_device, device_name, finished, gather, record, recorded, recorded_pieces, recorded_tensors, save_results
+from .recording import RECORDED, finished, gather, record, recorded, recorded_pieces, recorded_tensors, save_results
 
 __all__ = ["ACCURACY", "AGREEMENT", "Accuracy", "EXPERIMENTS", "FOR_A_GPU", "PUBLISHED_ACCURACY", "PUBLISHED_REMOVAL", "RECORDED", "REMOVAL", "Removal",
            "Setup", "accuracy_experiment", "advantage", "check_device", "chosen_instances", "device_name", "finished", "fractional_leave_one_out", "gather",
@@ -70,7 +73,7 @@ def prepare(config: Protocol, seed: int, device: str = "cpu", folder: str | os.P
         parts = {"mnist": data.mnist, "digits": data.digits}[config.data](train=config.n, valid=config.held_out, test=config.held_out, seed=seed)
         gan = models.dcgan(seed=seed, width=config.width)
     train_x, valid_x, test_x = (part.to(device) for part in parts[:3])
-    gan.generator.to(device), gan.discriminator.to(device)
+    gan.to(device)
     if config.data != "normal_2d":
         classifier = models.train_classifier(valid_x, parts.labels.valid, test=(test_x, parts.labels.test), cache=folder and folder / "classifier")
     if folder and (folder / "trajectory.json").exists():
@@ -115,19 +118,6 @@ def measure(config: Protocol, setup: Setup, seed: int, piece: str, compile: bool
 Protocol.prepare, Protocol.measure = prepare, measure  # here, because plain values are known without torch
 
 
-def images_at_hand() -> str:
-    """ "mnist" where MNIST is here or can be downloaded, else "digits".
-
-    >>> images_at_hand() in ("mnist", "digits")
-    True
-    """
-    try:
-        data.mnist(train=1, valid=1, test=1)
-    except (FileNotFoundError, ImportError):
-        return "digits"
-    return "mnist"
-
-
 def chosen_instances(config: Protocol, seed: int, instances: int | None = None) -> np.ndarray:
     """Which instances an experiment leaves out, one at a time: a random draw without replacement; by default as many as Experiment 1 does."""
     return stream("chosen instances", seed).choice(config.n, instances or config.instances, replace=False)
@@ -164,21 +154,6 @@ def accuracy_experiment(config: Accuracy, seed: int, device: str = "cpu", compil
     return summary, scores
 
 
-def fractional_leave_one_out(run: Trajectory, metric, instances: Iterable[int], fraction: float, last_epochs: int | None = None) -> torch.Tensor:
-    """Measure as `leave_one_out` does, but with a fraction ε of each instance absent: (metric(weight 1 − ε) − metric(weight 1)) / ε.
-
-    For ε = 1 it is leave-one-out; for ε → 0 it tends to the influence.
-    """
-    sets = list(torch.as_tensor(instances).view(-1, 1))
-    changes = torch.zeros(len(sets), dtype=torch.float64)
-    with torch.no_grad():
-        before = metric(run.gan, run.final)
-        for which, stacked in counterfactuals(run, sets, run.window(last_epochs), weight=1 - fraction):
-            for i, state in zip(which, unstack(stacked)):
-                changes[i] = (metric(run.gan, state) - before).item() / fraction
-    return changes
-
-
 def kink_experiment(config: Accuracy, seed: int, device: str = "cpu", last_epochs: int = 1, fractions: Iterable[float] = (1, 0.1, 0.01, 0.001),
                     setup: Setup | None = None) -> list[dict]:
     """Rank agreement of the influence with the removal of ever smaller fractions of each instance, one row per fraction and metric.
@@ -213,7 +188,7 @@ def removal_scores(config: Removal, setup: Setup, seed: int, compile: bool = Fal
     scores |= {"isolation forest": isolation_forest(run.x, seed, setup.classifier and setup.classifier.features), "random": random_scores(run.n, seed)}
     scores = {method: scores[method] for method in config.methods}
     if kept:
-        recording.save_tensors(kept, scores, mark)
+        write_atomically(kept, save(scores, mark))
     return scores
 
 
@@ -263,7 +238,7 @@ def advantage(rows, metric: str, method: str):
     """
     import pandas as pd
     from scipy import stats
-    better = {one.name: 1 if one.higher_is_better else -1 for one in (AverageLogLikelihood, FrechetDistance, InceptionScore)}[metric]
+    better = {one.name: direction(one) for one in (AverageLogLikelihood, FrechetDistance, InceptionScore)}[metric]
     rows = rows[rows.metric == metric]
     changes = rows.assign(change=better * (rows.test_after - rows.test_before)).pivot(index=["n_removed", "seed"], columns="method", values="change")
     table = {}

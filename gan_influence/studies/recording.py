@@ -1,6 +1,5 @@
 """Results on disk: a notebook's numbers, and full-scale experiments computed piece by piece, so that an interruption costs one piece."""
 
-import csv
 import io
 import json
 import os
@@ -12,7 +11,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save
 
-from ..tools.files import write_atomically
+from ..tools.devices import device_name
+from ..tools.files import csv_text, write_atomically
 from ..tools.locks import only_driver
 from ..tools.streams import STREAMS
 from ..tools.versions import versions
@@ -53,7 +53,7 @@ def record(protocol, seeds: Iterable[int | tuple[int, list[str]]], out: str | os
                 parts, tensors = protocol.measure(setup, seed, piece, compile)
                 path = _file(out, seed, piece)
                 if tensors:
-                    save_tensors(path.with_suffix(".safetensors"), {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()})
+                    write_atomically(path.with_suffix(".safetensors"), save({name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}))
                 header = {**made_for(protocol, seed), "piece": piece, "device": device_name(device), "threads": threads, "versions": versions(),
                           "wall_seconds": round(time.perf_counter() - began, 1)}
                 write_atomically(path, json.dumps({**header, "parts": parts}))
@@ -107,12 +107,6 @@ def claim(folder: Path, protocol, seed: int) -> None:
         raise ValueError(f"{folder} was made for something else ({differ}): remove it, or give each protocol a folder of its own")
 
 
-def save_tensors(path: Path, tensors: dict[str, torch.Tensor], mark: dict[str, str] | None = None) -> None:
-    """Write a file of tensors whole or not at all."""
-    path.with_suffix(".partial").write_bytes(save(tensors, mark))
-    os.replace(path.with_suffix(".partial"), path)
-
-
 def gather(out: str | os.PathLike, target: str | os.PathLike) -> None:
     """Merge what `record` left in `out` into one table a part, `<target>.csv` and `<target>_<part>.csv`, and their header `<target>.json`.
 
@@ -149,7 +143,7 @@ def gather(out: str | os.PathLike, target: str | os.PathLike) -> None:
         file = _file(Path(out), first, run["piece"]).with_suffix(".safetensors")
         tensors |= load_file(file) if run["seed"] == first and file.exists() else {}
     if tensors:
-        save_tensors(kept_tensors, tensors)
+        write_atomically(kept_tensors, save(tensors))
     else:
         kept_tensors.unlink(missing_ok=True)
     write_atomically(path, json.dumps(header, indent=1) + "\n")
@@ -158,7 +152,7 @@ def gather(out: str | os.PathLike, target: str | os.PathLike) -> None:
 def _merge(path: Path, rows: list[dict]) -> None:
     """Write a table, with those rows of the one that is there which tell of something else."""
     import pandas as pd
-    tables = [pd.read_csv(source, dtype=str) for source in ([path] if path.exists() else []) + [io.StringIO(table(rows))]]
+    tables = [pd.read_csv(source, dtype=str) for source in ([path] if path.exists() else []) + [io.StringIO(csv_text(_six_digits(rows)))]]
     key = [column for column in KEYS if column in tables[-1]]
     both = pd.concat(tables).drop_duplicates(key, keep="last")
     both = both.sort_values(key, key=lambda column: column if column.name in WORDS else pd.to_numeric(column))
@@ -210,32 +204,13 @@ def save_results(out: str | os.PathLike, results: dict, rows: list[dict], figure
     """
     if figure and (unknown := [name for name in (figure["x"], figure["y"], *figure["by"]) if name not in rows[0]]):
         raise ValueError(f"the figure draws columns of the table, which are {', '.join(rows[0])}; it has no {', '.join(unknown)}")
-    write_atomically(Path(out) / "table.csv", table(rows))
+    write_atomically(Path(out) / "table.csv", csv_text(_six_digits(rows)))
     content = {"results": results, "versions": versions()} | ({"figure": figure} if figure else {})
     write_atomically(Path(out) / "results.json", json.dumps(content, indent=1) + "\n")
 
 
-def check_device(device: str, asked: str | None = None) -> None:
-    """Refuse, with a RuntimeError, a GPU that is not there; `asked` says how it was asked for."""
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(f"a GPU was asked for ({asked or f'device {device!r}'}) but torch sees none: use the device 'cpu', or install the torch "
-                           f"build for your driver (this is torch {torch.__version__})")
-
-
-def device_name(device: str) -> str:
-    """The device in words, for a table's header."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def table(rows: list[dict]) -> str:
-    """Rows as CSV text, numbers with six digits."""
-    lines = io.StringIO()
-    writer = csv.DictWriter(lines, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows)
-    return lines.getvalue()
+def _six_digits(rows: list[dict]) -> list[dict]:
+    return [{key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows]
 
 
 def _file(out: Path, seed: int, piece: str) -> Path:

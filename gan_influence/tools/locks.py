@@ -19,6 +19,16 @@ def locked(path: str | os.PathLike, patient: bool = True) -> Iterator[TextIO]:
         yield file
 
 
+def is_locked(path: str | os.PathLike) -> bool:
+    """Whether another process, or another opening in this one, holds a file."""
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
 @contextmanager
 def only_driver(out: str | os.PathLike) -> Iterator[None]:
     """Hold a folder that this process fills, made if it is not there.
