@@ -29,8 +29,8 @@ import torch  # noqa: E402
 
 import gan_influence as gi  # noqa: E402
 from gan_influence.cli.record import _budget  # noqa: E402
-from gan_influence.studies.recording import device_name, table  # noqa: E402
-from gan_influence.tools.files import write_atomically  # noqa: E402
+from gan_influence.tools.devices import device_name  # noqa: E402
+from gan_influence.tools.files import csv_text, write_atomically  # noqa: E402
 from gan_influence.tools.versions import versions  # noqa: E402
 
 SETS, REPEATS = 50, 3
@@ -45,8 +45,8 @@ class Table:
         self.rows = list(csv.DictReader(path.open())) if path.exists() else []
 
     def add(self, **row) -> None:
-        self.rows.append(row | self.machine)
-        write_atomically(self.path, table(self.rows))
+        self.rows.append({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in (row | self.machine).items()})
+        write_atomically(self.path, csv_text(self.rows))
 
     def has(self, **row) -> bool:
         return any(all(str(there[key]) == value for key, value in (row | self.machine).items()) for there in self.rows)
