@@ -19,6 +19,7 @@ from gan_influence.studies import recording
 from gan_influence.studies.experiments import ACCURACY, PUBLISHED_ACCURACY, PUBLISHED_REMOVAL, REMOVAL, Accuracy, Removal
 from gan_influence.tools.locks import only_driver
 from gan_influence.tools.streams import STREAMS, stream
+from gan_influence.training import compiled
 
 SMALL = Accuracy(n=60, epochs=3, batch_size=20, held_out=20, latents=20, instances=12, windows=(1, 3))
 SMALL_REMOVAL = Removal(n=60, epochs=3, batch_size=20, held_out=20, latents=20, fractions=(0.1, 0.3))
@@ -180,6 +181,21 @@ def test_one_process_at_a_time_fills_a_folder(tmp_path, measured):
     with only_driver(tmp_path), pytest.raises(BlockingIOError, match="is being filled by process.*wait for it"):
         experiments.record(SMALL, [0], tmp_path, compile=False)
     assert not measured
+
+
+def test_what_cannot_be_compiled_is_made_without(tmp_path, monkeypatch, capsys):
+    def no_compiler(*_):
+        raise RuntimeError("none was found\nat length")
+
+    monkeypatch.setattr(compiled, "_compile", no_compiler)
+    experiments.record(SMALL, [0, 1], tmp_path / "a")
+    assert capsys.readouterr().out.count("k=1 failed when compiled (none was found): going on uncompiled, which takes longer\n") == 1
+    experiments.record(SMALL, [0, 1], tmp_path / "b", compile=False)
+    first, second = (json.loads((tmp_path / folder / "seed-1_k=3.json").read_text())["parts"]["scores"] for folder in "ab")
+    assert first == second
+    monkeypatch.setattr(Accuracy, "measure", no_compiler)
+    with pytest.raises(RuntimeError, match="none was found"):  # that was not the compiler's
+        experiments.record(SMALL, [2], tmp_path / "b", compile=False)
 
 
 def test_another_number_of_threads_is_told(tmp_path, capsys):

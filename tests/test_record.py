@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -58,6 +59,20 @@ def test_paper_goes_on_where_one_experiment_cannot(recorded, monkeypatch, capsys
     assert main(["paper", "--budget", "90s"]) == 2
     seen = capsys.readouterr()
     assert "accuracy_2d: " in seen.err and "n 80, not 60" in seen.err and "removal_2d: all 0 seeds are there" in seen.out
+
+
+@pytest.mark.parametrize("library, told", [("seaborn", "readme.png was not drawn, because seaborn is not installed: pip install"),
+                                           ("pandas", "accuracy_2d: import of pandas halted")])
+def test_paper_goes_on_where_a_bare_machine_lacks_a_library(library, told, recorded, monkeypatch, capsys):
+    experiments(monkeypatch, accuracy_2d=(TINY, range(1)), accuracy_2d_every=(replace(TINY, instances=5), range(0)))
+    recording.record(TINY, [0], "runs/accuracy_2d", compile=False)
+    for loaded, name in ((vars(gi), "plots"), (vars(gi.studies), "plots"), (sys.modules, "gan_influence.studies.plots")):
+        monkeypatch.delitem(loaded, name, raising=False)
+    monkeypatch.setitem(sys.modules, library, None)
+    main(["paper", "--budget", "90s"])
+    seen = capsys.readouterr()
+    assert told in seen.err and "accuracy_2d_every: all 0 seeds are there" in seen.out
+    assert (recorded / "accuracy_2d.json").exists() == (library != "pandas") and not (recorded / "readme.png").exists()
 
 
 def test_missing_pieces_are_made_in_order_of_value(recorded, monkeypatch):

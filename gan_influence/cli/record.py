@@ -79,9 +79,12 @@ def _gather(name: str, out: Path, target: Path) -> None:
     gi.experiments.gather(out, target)
     if name == "accuracy_2d":  # README's figure
         import pandas as pd
-
         table, scores = (pd.read_csv(f"{target}{part}.csv") for part in ("", "_scores"))
-        gi.plots.overview(table, scores, PUBLISHED_ACCURACY[table.metric.iloc[0]]).savefig(target.with_name("readme.png"), dpi=110)
+        try:
+            gi.plots.overview(table, scores, PUBLISHED_ACCURACY[table.metric.iloc[0]]).savefig(target.with_name("readme.png"), dpi=110)
+        except ModuleNotFoundError as error:
+            print(f"readme.png was not drawn, because {error.name} is not installed: pip install 'gan-influence[notebooks]', then "
+                  f"`gan-influence record {name} --seeds 0 --out {out} --gather {target}`", file=sys.stderr)
 
 
 def add_paper(commands) -> argparse.ArgumentParser:
@@ -124,7 +127,7 @@ def _paper(options) -> int:
             if new := gi.experiments.finished(out, protocol) - gi.experiments.recorded_pieces(name, protocol):
                 _gather(name, out, gi.experiments.RECORDED / name)
                 print(f"{name}: {len(new)} pieces were added to the recording", flush=True)
-        except ValueError as error:  # a folder of another protocol: the other experiments go on
+        except (ValueError, ImportError) as error:  # a folder of another protocol, or no pandas to gather with: the other experiments go on
             print(f"{name}: {error}", file=sys.stderr)
             status = 1
     return status

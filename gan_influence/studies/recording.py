@@ -32,7 +32,7 @@ def record(protocol, seeds: Iterable[int | tuple[int, list[str]]], out: str | os
         seeds: of everything random; or pairs of a seed and those of its pieces that are wanted.
         out: the folder; one per protocol, filled by one process at a time.
         device: "cpu" or "cuda".
-        compile: compile the training step first, where the protocol can.
+        compile: compile the training step first, where the protocol and the machine can.
 
     Raises:
         ValueError: before anything runs, when `out` holds another protocol's results, or for a piece that does not exist.
@@ -50,7 +50,14 @@ def record(protocol, seeds: Iterable[int | tuple[int, list[str]]], out: str | os
             waiting = [piece for piece in pieces if (seed, piece) not in there]
             began, setup = time.perf_counter(), protocol.prepare(seed, device, out / f"seed-{seed}") if waiting else None
             for piece in waiting:
-                parts, tensors = protocol.measure(setup, seed, piece, compile)
+                try:
+                    parts, tensors = protocol.measure(setup, seed, piece, compile)
+                except RuntimeError as error:  # no compiler, no Triton, or one that errs
+                    if not compile:
+                        raise
+                    print(f"{piece} failed when compiled ({str(error).partition(chr(10))[0]}): going on uncompiled, which takes longer", flush=True)
+                    compile = False
+                    parts, tensors = protocol.measure(setup, seed, piece, compile)
                 path = _file(out, seed, piece)
                 if tensors:
                     write_atomically(path.with_suffix(".safetensors"), save({name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}))
@@ -173,7 +180,7 @@ def recorded(name: str, part: str = "summary"):
 def recorded_pieces(name: str, protocol) -> set[tuple[int, str]]:
     """What is recorded of a protocol as it is now and with the present random streams: (seed, piece)."""
     try:
-        _, header = recorded(name)
+        header = json.loads(_beside(_recorded(name, ".json"), ".json").read_text())  # without pandas, which a GPU's machine may lack
     except FileNotFoundError:
         return set()
     return set() if differences(header, made_for(protocol)) else {(int(seed), piece) for seed, pieces in header["pieces"].items() for piece in pieces}
