@@ -75,7 +75,7 @@ def mnist(root: str | os.PathLike | None = None, train: int = 50_000, valid: int
 
     Raises:
         FileNotFoundError: where the data are absent and cannot be downloaded.
-        ImportError: where torchvision is not installed.
+        ImportError: where they are absent and torchvision, which downloads them, too.
         ValueError: for a truncated file, or more images than there are.
 
     Source: LeCun, Cortes and Burges; sizes as in Terashita et al., ICLR 2021, section 5.
@@ -87,19 +87,20 @@ def mnist(root: str | os.PathLike | None = None, train: int = 50_000, valid: int
     if train + valid > 60_000 or test > 10_000:
         raise ValueError(f"MNIST has 60000 images for training and validation and 10000 for testing, but {train} + {valid} and {test} were asked for")
     root = Path(root or os.environ.get(ROOT_VARIABLE) or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gan_influence")
-    load = torchvision().datasets.MNIST
     raw = root / "MNIST" / "raw"
     if not all((raw / name).exists() for name in _MNIST_BYTES):
-        _download(load, root, raw)
+        _download(root, raw)
     for name, size in _MNIST_BYTES.items():
         if (raw / name).stat().st_size != size:
             raise ValueError(f"{raw / name} has {(raw / name).stat().st_size} of MNIST's {size} bytes: it is truncated or foreign; "
                              "delete it, and it will be downloaded again")
-    learn, held_out = load(str(root), train=True), load(str(root), train=False)
+    # Read here: a machine that was given the files need not have torchvision.
+    learn, learn_labels, held_out, held_out_labels = (torch.from_numpy(np.fromfile(raw / name, np.uint8)) for name in _MNIST_BYTES)
+    learn, held_out = (pixels[16:].view(-1, 1, 28, 28) for pixels in (learn, held_out))
     order, test_order = (torch.from_numpy(stream("mnist", seed, part).permutation(n)) for part, n in ((0, 60_000), (1, 10_000)))
-    chosen = [(learn, order[:train]), (learn, order[60_000 - valid:]), (held_out, test_order[:test])]
-    labels = Split(*[source.targets[which] for source, which in chosen])
-    return LabelledSplit(*[source.data[which, None].to(dtype) / 127.5 - 1 for source, which in chosen], labels)
+    chosen = [(learn, learn_labels[8:], order[:train]), (learn, learn_labels[8:], order[60_000 - valid:]), (held_out, held_out_labels[8:], test_order[:test])]
+    labels = Split(*[digits[which].to(torch.int64) for _, digits, which in chosen])
+    return LabelledSplit(*[images[which].to(dtype) / 127.5 - 1 for images, _, which in chosen], labels)
 
 
 def digits(train: int = 1_197, valid: int = 300, test: int = 300, seed: int = 0, dtype: torch.dtype = torch.float32) -> LabelledSplit:
@@ -150,7 +151,8 @@ def images_at_hand() -> str:
     return "mnist"
 
 
-def _download(load, root: Path, raw: Path) -> None:
+def _download(root: Path, raw: Path) -> None:
+    load = torchvision().datasets.MNIST
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(20)  # behind a firewall an attempt would wait forever
     try:

@@ -9,6 +9,7 @@ import torch
 from images import mnist_root
 
 import gan_influence as gi
+from conftest import needs
 from gan_influence.tools.vision import torchvision
 
 
@@ -59,6 +60,7 @@ def offline(*arguments, **options):
     raise OSError("no route\nto host")
 
 
+@needs("torchvision")
 def test_no_network_and_no_data(tmp_path, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", offline)
     message = rf"MNIST is not in {tmp_path / 'MNIST' / 'raw'} and could not be downloaded.*set GAN_INFLUENCE_DATA.*gi.data.digits\(\)"
@@ -73,6 +75,16 @@ def test_no_network_and_no_data(tmp_path, monkeypatch):
         gi.data.mnist()
 
 
+@needs("torchvision")
+def test_mnist_is_read_as_torchvision_reads_it():
+    datasets, root = torchvision().datasets, mnist_root()
+    parts, kept = gi.data.mnist(root, train=7, valid=5, test=6), [datasets.MNIST(root, train=train) for train in (True, False)]
+    whole = [(source.data[:, None] / 127.5 - 1, source.targets) for source in kept]
+    for images, labels, (all_images, all_labels) in zip(parts[:3], parts.labels, (whole[0], whole[0], whole[1])):
+        for image, label in zip(images, labels):
+            assert label in all_labels[(all_images == image).flatten(1).all(1)]
+
+
 def test_a_truncated_file_is_named(tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -82,12 +94,14 @@ def test_a_truncated_file_is_named(tmp_path):
         gi.data.mnist(tmp_path)
 
 
+@needs("torchvision")
 def test_a_torchvision_that_imports_is_left_alone():
     package = torchvision()
     assert torchvision() is package and sys.modules["torchvision"] is package
     assert package.transforms.functional.to_pil_image(torch.zeros(1, 4, 4)).size == (4, 4)
 
 
+@needs("torchvision")
 def test_torchvision_is_repaired_only_for_the_failure_it_is_known_for(monkeypatch):
     package = torchvision()
 

@@ -29,10 +29,10 @@ def test_dcgan_is_the_published_architecture():
 def test_dcgan_normalises_each_image_over_channels_and_space():
     gan = gi.models.dcgan(width=4)
     seen = []
-    for layer in [*gan.generator, *gan.discriminator]:
+    for layer in [one for network in gan.networks for one in network]:
         if isinstance(layer, nn.GroupNorm):
             layer.register_forward_hook(lambda layer, inputs, output: seen.append((inputs[0], output)))
-    gan.discriminator(gan.generate(gan.state(), gan.sample_latents(3, seed=0)))
+    gan.discriminate(gan.state(), gan.generate(gan.state(), gan.sample_latents(3, seed=0)))
     assert len(seen) == 14
     for h, output in seen:
         mean, variance = h.mean((1, 2, 3), keepdim=True), h.var((1, 2, 3), keepdim=True, unbiased=False)
