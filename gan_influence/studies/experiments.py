@@ -15,27 +15,23 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from .. import data, models
-from ..data import images_at_hand
+from ..data import images_at_hand  # noqa: F401, a name for notebooks, as are those below
 from ..metrics import AverageLogLikelihood, DiscriminatorLoss, FrechetDistance, InceptionScore, LogInceptionScore
 from ..readings.agreement import agreement
 from ..readings.cleansing import Cleansing, cleanse, isolation_forest, random_scores
 from ..readings.influence import harmfulness, influence
 from ..readings.judging import direction
 from ..readings.retraining import fractional_leave_one_out, leave_one_out
-from ..tools.devices import check_device, device_name
+from ..tools.devices import check_device, device_name  # noqa: F401
 from ..tools.files import write_atomically
+from ..tools.results import save_results  # noqa: F401
 from ..tools.streams import stream
 from ..training.optimizers import SGD
 from ..training.trajectory import Trajectory, train
 from . import recording
-from .protocols import ACCURACY, AGREEMENT, EXPERIMENTS, FOR_A_GPU, REMOVAL, Accuracy, Protocol, Removal
-from .published import PUBLISHED_ACCURACY, PUBLISHED_REMOVAL
-from .recording import RECORDED, finished, gather, record, recorded, recorded_pieces, recorded_tensors, save_results
-
-__all__ = ["ACCURACY", "AGREEMENT", "Accuracy", "EXPERIMENTS", "FOR_A_GPU", "PUBLISHED_ACCURACY", "PUBLISHED_REMOVAL", "RECORDED", "REMOVAL", "Removal",
-           "Setup", "accuracy_experiment", "advantage", "check_device", "chosen_instances", "device_name", "finished", "fractional_leave_one_out", "gather",
-           "images_at_hand", "kink_experiment", "over_seeds", "record", "recorded", "recorded_pieces", "recorded_tensors",
-           "removal_agreement", "removal_experiment", "removal_scores", "save_results"]
+from .protocols import ACCURACY, AGREEMENT, EXPERIMENTS, FOR_A_GPU, REMOVAL, Accuracy, Protocol, Removal  # noqa: F401
+from .published import PUBLISHED_ACCURACY, PUBLISHED_REMOVAL  # noqa: F401
+from .recording import RECORDED, finished, gather, record, recorded, recorded_pieces, recorded_tensors  # noqa: F401
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 EXTREMES = 36  #: instances at either end of a ranking that a recorded removal keeps
@@ -67,13 +63,12 @@ def prepare(config: Protocol, seed: int, device: str = "cpu", folder: str | os.P
     if folder := folder and Path(folder):
         recording.claim(folder, config, seed)
     if config.data == "normal_2d":
-        parts, classifier = data.normal_2d(config.n, config.held_out, config.held_out, seed=seed), None
-        gan = models.fcgan(seed=seed, activation=ACTIVATIONS[config.activation])
+        make, gan, classifier = data.normal_2d, models.fcgan(seed=seed, activation=ACTIVATIONS[config.activation]), None
     else:
-        parts = {"mnist": data.mnist, "digits": data.digits}[config.data](train=config.n, valid=config.held_out, test=config.held_out, seed=seed)
-        gan = models.dcgan(seed=seed, width=config.width)
-    train_x, valid_x, test_x = (part.to(device) for part in parts[:3])
+        make, gan = {"mnist": data.mnist, "digits": data.digits}[config.data], models.dcgan(seed=seed, width=config.width)
     gan.to(device)
+    parts = make(train=config.n, valid=config.held_out, test=config.held_out, seed=seed)
+    train_x, valid_x, test_x = (part.to(device) for part in parts[:3])
     if config.data != "normal_2d":
         classifier = models.train_classifier(valid_x, parts.labels.valid, test=(test_x, parts.labels.test), cache=folder and folder / "classifier")
     if folder and (folder / "trajectory.json").exists():
@@ -125,14 +120,11 @@ def chosen_instances(config: Protocol, seed: int, instances: int | None = None) 
 
 def accuracy_experiment(config: Accuracy, seed: int, device: str = "cpu", compile: bool = False, setup: Setup | None = None,
                         windows: Iterable[int] | None = None) -> tuple[list[dict], list[dict]]:
-    """Run Experiment 1 for one seed.
+    """Run Experiment 1 for one seed, or only some of its windows.
 
     Args:
-        config, device: the protocol, and "cpu" or "cuda".
-        seed: of the data, the initialisation, the schedule and the choice of instances.
         compile: compile first, worth it at the published size of 2D-normal.
         setup: what `config.prepare(seed, device)` returned, if it is at hand.
-        windows: only these of the protocol's windows.
 
     Returns:
         One row per window and metric (k, agreement, seconds for all metrics), and one row per window, metric and instance
@@ -213,10 +205,8 @@ def over_seeds(rows):
     """Mean change on test data over seeds, and whether it could be chance, from the DataFrame of a recorded removal's summary.
 
     Returns:
-        A DataFrame indexed by (metric, method, n_removed): seeds, mean, std, p_t (one-sample t-test of no change, two-sided, as
-        published) and p_wilcoxon (signed ranks, two-sided); p is NaN for fewer than two seeds.
-
-    Source: Terashita et al., ICLR 2021, section 5.2; the tests are scipy's.
+        A DataFrame indexed by (metric, method, n_removed): seeds, mean, std, p_t (scipy's one-sample t-test of no change, two-sided, as
+        published: ICLR 2021, section 5.2) and p_wilcoxon (its signed ranks, two-sided); p is NaN for fewer than two seeds.
     """
     import pandas as pd
     from scipy import stats
@@ -229,12 +219,11 @@ def over_seeds(rows):
 
 
 def advantage(rows, metric: str, method: str):
-    """By how much a ranking improves a metric more than each other ranking does at the same number removed, over the seeds that have both.
+    """By how much a ranking improves a metric more than each other one does at the same number removed, from the rows that `over_seeds` takes.
 
     Returns:
-        Of the DataFrame of a recorded removal's summary: a DataFrame indexed by n_removed, with two columns for each other method:
-        (other, "gain"), the mean difference of the changes on test data, positive where `method` is better; and (other, "p") of a
-        paired t-test, two-sided, NaN for fewer than two seeds.
+        A DataFrame indexed by n_removed: (other, "gain") is the mean difference of the changes on test data, over the seeds that have both,
+        positive where `method` is better; (other, "p") of a paired t-test, two-sided, NaN for fewer than two seeds.
     """
     import pandas as pd
     from scipy import stats

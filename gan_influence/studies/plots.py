@@ -28,11 +28,6 @@ def _label(ax: Axes, loc: str = "best", **labels) -> None:
     ax.legend(frameon=False, fontsize="small", loc=loc)
 
 
-def _ticks(ax: Axes, at: Sequence, labels: Sequence) -> None:
-    ax.set_xticks(at, labels)
-    ax.minorticks_off()
-
-
 def axes(columns: int = 1, width: float = 4.6, height: float = 3.6) -> tuple[Figure, list[Axes]]:
     """A row of axes in the notebooks' size and style."""
     figure, row = plt.subplots(1, columns, figsize=(width * columns, height), layout="constrained", squeeze=False)
@@ -92,7 +87,8 @@ def growth(ax: Axes, x, series: Mapping[str, Sequence], promised: Mapping[str, f
         slopes[f"{prefix}: {name}"] = np.polyfit(np.log(x), np.log(seconds), 1)[0]
         ax.loglog(x, seconds, marker, color=color, label=name.replace("_", "-"))
         ax.loglog(x, seconds[-1] * (x / x[-1]) ** promised[name], "-", color="0.7", zorder=0)
-    _ticks(ax, x, [f"{value:g}" for value in x])
+    ax.set_xticks(x, [f"{value:g}" for value in x])
+    ax.minorticks_off()
     _label(ax, xlabel=xlabel, ylabel="CPU seconds")
     return slopes
 
@@ -170,7 +166,8 @@ def by_window(ax: Axes, series: Mapping[str, tuple[Sequence, Sequence, Sequence 
         ax.errorbar(k, mean, yerr=spread, marker=marker, linestyle=line, capsize=3, color=color, label=label)
     ks = sorted({k for points, *_ in series.values() for k in points})
     _label(ax, "lower left", xscale="log", xlabel="window k, epochs", ylabel=ylabel, ylim=(0, 1.05))
-    _ticks(ax, ks, ks)
+    ax.set_xticks(ks, ks)
+    ax.minorticks_off()
 
 
 def by_fraction(ax: Axes, series: Mapping[str, tuple[Sequence, Sequence]]) -> None:

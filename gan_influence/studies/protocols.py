@@ -28,10 +28,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Accuracy(Protocol):
-    """Experiment 1: does the influence rank instances as leave-one-out retraining does?
-
-    The defaults are the published protocol on 2D-normal: Terashita et al., ICLR 2021, section 5.1.
-    """
+    """Experiment 1: does the influence rank instances as leave-one-out retraining does? By default Terashita et al., ICLR 2021, section 5.1, on 2D-normal."""
 
     instances: int = 200  #: how many are left out, one at a time
     windows: tuple[int, ...] = (1, 5, 10, 20, 50)  #: k, in epochs
@@ -44,10 +41,7 @@ class Accuracy(Protocol):
 
 @dataclass(frozen=True)
 class Removal(Protocol):
-    """Experiment 2: is the GAN better when the last epoch is run again without the most harmful instances?
-
-    The defaults are the published protocol on 2D-normal: Terashita et al., ICLR 2021, section 5.2.
-    """
+    """Experiment 2: is the GAN better when the last epoch is run again without the most harmful instances? By default section 5.2, on 2D-normal."""
 
     n: int = 50_000
     epochs: int = 70

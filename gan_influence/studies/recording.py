@@ -1,4 +1,4 @@
-"""Results on disk: a notebook's numbers, and full-scale experiments computed piece by piece, so that an interruption costs one piece."""
+"""Full-scale experiments on disk, computed piece by piece, so that an interruption costs one piece."""
 
 import io
 import json
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from ..tools.devices import device_name
 from ..tools.files import csv_text, write_atomically
 from ..tools.locks import only_driver
+from ..tools.results import six_digits
 from ..tools.streams import STREAMS
 from ..tools.versions import versions
 
@@ -30,8 +31,7 @@ def record(protocol, seeds: Iterable[int | tuple[int, list[str]]], out: str | os
         protocol: a dataclass with `pieces`, their names; `prepare(seed, device, folder)`, the trained run, kept in a folder;
             and `measure(setup, seed, piece, compile)`, which returns {part: rows} and named tensors.
         seeds: of everything random; or pairs of a seed and those of its pieces that are wanted.
-        out: the folder; one per protocol, filled by one process at a time.
-        device: "cpu" or "cuda".
+        out, device: one folder per protocol, filled by one process at a time; and "cpu" or "cuda".
         compile: compile the training step first, where the protocol and the machine can.
 
     Raises:
@@ -124,10 +124,10 @@ def gather(out: str | os.PathLike, target: str | os.PathLike) -> None:
         FileNotFoundError: where nothing is finished.
         ValueError: where another protocol is recorded.
     """
-    runs, target = _runs(Path(out)), Path(target)
+    runs = _runs(Path(out))
     if not runs:
         raise FileNotFoundError(f"{out} holds no finished piece (seed-*.json): run the experiment there first")
-    made, path = {"config": runs[0]["config"], "streams": runs[0].get("streams", 1)}, _beside(target, ".json")
+    made, path = {"config": runs[0]["config"], "streams": runs[0].get("streams", 1)}, Path(f"{target}.json")
     header = old = json.loads(path.read_text()) if path.exists() else {}
     if not old or old.get("streams", 1) < made["streams"]:
         header = {**made, "versions": {}, "device": [], "threads": [], "pieces": {}, "seeds": []}
@@ -140,11 +140,12 @@ def gather(out: str | os.PathLike, target: str | os.PathLike) -> None:
             header[key] = list(dict.fromkeys([*header[key], run[key]]))
     header |= {"versions": runs[0]["versions"], "seeds": sorted(map(int, header["pieces"]))}
     for part in dict.fromkeys([*PARTS, *(part for run in runs for part in run["parts"])]):
+        table = Path(f"{target}{_csv(part)}")
         if not kept:
-            _beside(target, _csv(part)).unlink(missing_ok=True)
+            table.unlink(missing_ok=True)
         if rows := [row for run in runs for row in run["parts"].get(part, [])]:
-            _merge(_beside(target, _csv(part)), rows)
-    first, kept_tensors = header["seeds"][0], _beside(target, ".safetensors")
+            _merge(table, rows)
+    first, kept_tensors = header["seeds"][0], Path(f"{target}.safetensors")
     tensors = load_file(kept_tensors) if kept[:1] == [first] and kept_tensors.exists() else {}
     for run in runs:
         file = _file(Path(out), first, run["piece"]).with_suffix(".safetensors")
@@ -159,7 +160,7 @@ def gather(out: str | os.PathLike, target: str | os.PathLike) -> None:
 def _merge(path: Path, rows: list[dict]) -> None:
     """Write a table, with those rows of the one that is there which tell of something else."""
     import pandas as pd
-    tables = [pd.read_csv(source, dtype=str) for source in ([path] if path.exists() else []) + [io.StringIO(csv_text(_six_digits(rows)))]]
+    tables = [pd.read_csv(source, dtype=str) for source in ([path] if path.exists() else []) + [io.StringIO(csv_text(six_digits(rows)))]]
     key = [column for column in KEYS if column in tables[-1]]
     both = pd.concat(tables).drop_duplicates(key, keep="last")
     both = both.sort_values(key, key=lambda column: column if column.name in WORDS else pd.to_numeric(column))
@@ -173,14 +174,14 @@ def recorded(name: str, part: str = "summary"):
         FileNotFoundError: where the repository's notebooks/recorded is not at hand.
     """
     import pandas as pd
-    target = _recorded(name, _csv(part))
-    return pd.read_csv(_beside(target, _csv(part))), json.loads(_beside(target, ".json").read_text())
+    table = _recorded(name, _csv(part))
+    return pd.read_csv(table), json.loads(table.with_name(f"{name}.json").read_text())
 
 
 def recorded_pieces(name: str, protocol) -> set[tuple[int, str]]:
     """What is recorded of a protocol as it is now and with the present random streams: (seed, piece)."""
     try:
-        header = json.loads(_beside(_recorded(name, ".json"), ".json").read_text())  # without pandas, which a GPU's machine may lack
+        header = json.loads(_recorded(name, ".json").read_text())  # without pandas, which a GPU's machine may lack
     except FileNotFoundError:
         return set()
     return set() if differences(header, made_for(protocol)) else {(int(seed), piece) for seed, pieces in header["pieces"].items() for piece in pieces}
@@ -188,44 +189,11 @@ def recorded_pieces(name: str, protocol) -> set[tuple[int, str]]:
 
 def recorded_tensors(name: str) -> dict[str, torch.Tensor]:
     """The tensors of a recorded run, such as its generators before and after cleansing; FileNotFoundError as for `recorded`."""
-    return load_file(_beside(_recorded(name, ".safetensors"), ".safetensors"))
-
-
-def save_results(out: str | os.PathLike, results: dict, rows: list[dict], figure: dict | None = None) -> None:
-    """Write a notebook's numbers to `<out>/results.json` (with versions) and its table to `<out>/table.csv`, each whole or not at all.
-
-    Args:
-        out: the folder.
-        results, rows: numbers, words, and lists and dicts of them; and the table, one dict a row.
-        figure: what `gan-influence gather` draws from the tables of many runs: {"x": column, "y": column, "by": columns that
-            tell lines apart, "published": {label: [x values, y values]}}; see `plots.gathered`.
-
-    Raises:
-        ValueError: for a figure of columns that the table does not have.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as out:
-    ...     save_results(out, {"tau": 0.9}, [{"k": 1, "tau": 0.9}])
-    ...     print((Path(out) / "table.csv").read_text().split())
-    ['k,tau', '1,0.9']
-    """
-    if figure and (unknown := [name for name in (figure["x"], figure["y"], *figure["by"]) if name not in rows[0]]):
-        raise ValueError(f"the figure draws columns of the table, which are {', '.join(rows[0])}; it has no {', '.join(unknown)}")
-    write_atomically(Path(out) / "table.csv", csv_text(_six_digits(rows)))
-    content = {"results": results, "versions": versions()} | ({"figure": figure} if figure else {})
-    write_atomically(Path(out) / "results.json", json.dumps(content, indent=1) + "\n")
-
-
-def _six_digits(rows: list[dict]) -> list[dict]:
-    return [{key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows]
+    return load_file(_recorded(name, ".safetensors"))
 
 
 def _file(out: Path, seed: int, piece: str) -> Path:
     return out / f"seed-{seed}_{piece.replace(' ', '-')}.json"
-
-
-def _beside(target: Path, suffix: str) -> Path:
-    return target.with_name(target.name + suffix)
 
 
 def _csv(part: str) -> str:
@@ -234,6 +202,6 @@ def _csv(part: str) -> str:
 
 def _recorded(name: str, suffix: str) -> Path:
     for folder in (Path("recorded"), RECORDED):
-        if (folder / f"{name}{suffix}").exists():
-            return folder / name
+        if (path := folder / f"{name}{suffix}").exists():
+            return path
     raise FileNotFoundError(f"the recorded run {name!r} lies in the repository's notebooks/recorded, which is not here: start from a clone of it")
