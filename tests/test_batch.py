@@ -164,6 +164,19 @@ def test_refused_before_anything_starts(arguments, sentence, notebook, tmp_path,
     assert not started(notebook) and not list(tmp_path.glob("runs/*/"))
 
 
+def test_commas_within_brackets_do_not_count(notebook, tmp_path, monkeypatch):
+    write_notebook(notebook, "windows: tuple = (1,)\nn: int = 0")
+    monkeypatch.setattr(executors, "run_all", lambda *_: {})
+    assert main(["run", str(notebook), "--out", str(tmp_path / "runs"), "-p", "windows", "(1, 5),[1, 10]", "-p", "n", "1, 2"]) == 0
+    assert [tuple(run.parameters.values()) for run in gathering.planned(tmp_path / "runs")] == [([1, k], n) for k in (5, 10) for n in (1, 2)]
+
+
+def test_without_papermill_nothing_starts(notebook, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "papermill", None)  # as if it were not installed
+    assert main(["run", str(notebook), "--out", str(tmp_path / "runs")]) == 1
+    assert "this command needs papermill: pip install" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
 def test_what_is_not_there(notebook, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(batch.notebooks, "FOLDER", notebook.parent)
     assert "did you mean 07_tiny?" in refusal(capsys, "run", "07_tniy", "--out", "x")

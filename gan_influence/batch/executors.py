@@ -20,10 +20,9 @@ PATIENCE = 5.0  # seconds without news, after which to see whether there are wor
 
 def run_all(runs: Sequence[Run], cluster: AbstractContextManager[tuple[Client, dict]],
             report: Callable[[Run, str | None], None] = lambda run, error: None) -> dict[str, str]:
-    """Execute runs on a cluster; failures do not stop the others.
+    """Execute runs on a cluster; failures do not stop the others, and done ones among them are not repeated.
 
     Args:
-        runs: those to do; done ones among them are not repeated.
         cluster: a client of it, and what its runs are submitted with.
         report: called after each run with why it failed (None: it is done).
 
@@ -89,11 +88,7 @@ async def _stop(nannies: Iterable[Nanny]) -> None:
 
 @contextmanager
 def remote(address: str, gpu: bool = False) -> Iterator[tuple[Client, dict]]:
-    """The workers of a running Dask cluster.
-
-    Args:
-        address: of the scheduler, such as tcp://host:8786.
-        gpu: give each run a worker that was started with --resources GPU=1, and that worker nothing else meanwhile.
+    """The workers of a running Dask cluster; with `gpu` a run gets one that was started with --resources GPU=1, which does nothing else meanwhile.
 
     Raises:
         ValueError: where no scheduler answers, or it has no worker that would do.

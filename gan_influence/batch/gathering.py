@@ -36,15 +36,10 @@ def _of_grid(path: Path) -> list[Run]:
 
 
 def gather(folder: str | os.PathLike, target: str | os.PathLike | None = None) -> tuple[list[dict], list[Run], list[Path]]:
-    """Collect the results of all done runs below a folder into tidy tables, and draw the figures that their notebooks define.
-
-    Args:
-        folder: of one grid or several.
-        target: where to write: measurements.csv, and per notebook its own table of all runs and its figure. By default the folder.
+    """Collect the results of all done runs below a folder into tidy tables there or in `target`, and draw the figures that their notebooks define.
 
     Returns:
-        One row per measurement (notebook, the parameters given, measurement, value), as written; the runs that are missing; and
-        the files.
+        One row per measurement (notebook, the parameters given, measurement, value); the runs that are missing; the files written.
     """
     runs, target = planned(folder), Path(target or folder)
     done = [run for run in runs if run.state == "done"]
@@ -71,21 +66,21 @@ def _gather_notebook(done: list[Run], target: Path) -> list[Path]:
     write_atomically(written[0], csv_text(rows))
     if figure := (read_json(done[-1].folder / "results.json") or {}).get("figure"):
         try:
-            _draw(figure, written[0], done[0].parameters, target.with_suffix(".png"))
-            written.append(target.with_suffix(".png"))
+            written.append(_draw(figure, written[0], done[0].parameters))
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # what a notebook wrote there may be anything
             print(f"{target.with_suffix('.png')} is not drawn, because of the figure in results.json: {type(error).__name__}: {error}", file=sys.stderr)
     return written
 
 
-def _draw(figure: dict, path: Path, parameters: dict, target: Path) -> None:
+def _draw(figure: dict, path: Path, parameters: dict) -> Path:
     import pandas as pd
 
     from ..studies import plots
     table = pd.read_csv(path)
     # Parameters that the grid varies get lines of their own; seeds are what the mean is over.
     varied = [name for name in parameters if name not in SEEDS and table[name].nunique() > 1]
-    plots.gathered(table, **figure | {"by": [*figure["by"], *varied]}).savefig(target, dpi=110)
+    plots.gathered(table, **figure | {"by": [*figure["by"], *varied]}).savefig(path.with_suffix(".png"), dpi=110)
+    return path.with_suffix(".png")
 
 
 def _measurements(found: object) -> Iterator[tuple[str, object]]:

@@ -9,7 +9,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -26,28 +26,18 @@ LARGEST = 10_000  # runs of one folder
 
 @dataclass(frozen=True)
 class Run:
-    """One execution of a notebook.
-
-    Attributes:
-        notebook: the .ipynb file.
-        folder: what the run fills; its name tells the parameters.
-        parameters: the values given to it; the notebook's own hold for the others.
-        timeout: seconds that a cell may take.
-        html: whether to write an HTML page too.
-        code: the fingerprint of the notebook's code when the grid was made.
-    """
+    """One execution of a notebook."""
 
     notebook: Path
-    folder: Path
-    parameters: dict[str, object]
-    timeout: int | None = None
-    html: bool = False
-    code: str = ""
+    folder: Path  #: what it fills
+    parameters: dict[str, object]  #: the values given to it; the notebook's own hold for the others
+    timeout: int | None = None  #: seconds that a cell may take
+    html: bool = False  #: whether to write an HTML page too
+    code: str = ""  #: the fingerprint of the notebook's code when the grid was made
 
     @property
     def name(self) -> str:
-        """The folder's name."""
-        return self.folder.name
+        return self.folder.name  # which tells the parameters
 
     @property
     def state(self) -> str:
@@ -70,7 +60,6 @@ class Run:
 
     @property
     def error(self) -> str:
-        """Why it failed."""
         return (read_json(self.folder / FAILED) or {}).get("error", "")
 
 
@@ -78,13 +67,7 @@ class Run:
 
 
 def grid(notebook: Path, out: str | os.PathLike, axes: Mapping[str, Sequence], timeout: int | None = None, html: bool = False) -> list[Run]:
-    """All combinations of the axes' values, as runs in the folder `out`; nothing is written yet.
-
-    Args:
-        notebook: the .ipynb file.
-        out: the grid's folder; each run gets a folder in it.
-        axes: the values of each parameter, which may be text.
-        timeout, html: as in `Run`.
+    """All combinations of the axes' values, which may be text, as runs in folders below `out`; nothing is written yet.
 
     Raises:
         ValueError: for a parameter that the notebook does not have, a value of another type, or more runs than a folder takes.
@@ -101,42 +84,20 @@ def grid(notebook: Path, out: str | os.PathLike, axes: Mapping[str, Sequence], t
     values = []
     for name, given in axes.items():
         notebooks.check_parameters(notebook, {name: given[0]})
-        read = [_plain(notebooks.read_value(value, known[name]["inferred_type_name"], name)) for value in given]
-        values.append(list({json.dumps(value): value for value in read}.values()))
+        read = [json.dumps(notebooks.read_value(value, known[name]["inferred_type_name"], name)) for value in given]
+        values.append([json.loads(text) for text in dict.fromkeys(read)])  # each once, as it will be read back: a tuple is a list
     points, code = [dict(zip(axes, point)) for point in itertools.product(*values)], notebooks.code_fingerprint(notebook)
     return [Run(notebook.resolve(), Path(out).resolve() / run_name(point), point, timeout, html, code) for point in points]
 
 
-def split_values(text: str) -> list[str]:
-    """The values of a comma list; commas within brackets do not count.
-
-    >>> split_values("1,2"), split_values("(1, 5),(1, 10)")
-    (['1', '2'], ['(1, 5)', '(1, 10)'])
-    """
-    return [value.strip() for value in re.split(r",(?![^(\[{]*[)\]}])", text)]
-
-
 def seed_axes(notebook: Path, seeds: Sequence[int]) -> dict[str, Sequence]:
-    """The axes that give each seed a run of its own: `seed`, or `first_seed` with one seed a run.
-
-    Raises:
-        ValueError: where the notebook has neither.
-    """
+    """The axes that give each seed a run of its own: `seed`, or `first_seed` with one seed a run; a ValueError where the notebook has neither."""
     known = notebooks.declared(notebook)
     if "seed" in known:
         return {"seed": seeds}
     if {"first_seed", "n_seeds"} <= known.keys():
         return {"first_seed": seeds, "n_seeds": [1]}
     raise ValueError(f"{notebook.stem} has no parameter seed, nor first_seed with n_seeds: it has {', '.join(known) or 'none'}")
-
-
-def presets(notebook: Path) -> list[str]:
-    """The values that the comment behind the parameter `preset` puts in quotes.
-
-    >>> presets(notebooks.FOLDER / "04_leave_one_out_2d.ipynb")
-    ['quick', 'paper']
-    """
-    return re.findall(r'"(\w+)"', notebooks.declared(notebook).get("preset", {}).get("help", ""))
 
 
 def run_name(parameters: Mapping[str, object]) -> str:
@@ -189,15 +150,10 @@ def _execute(run: Run, log: TextIO) -> str | None:
 def _errors_into(log: TextIO) -> Iterator[None]:
     """Let the kernel, which inherits it, complain to the log and not to the terminal; and hold the log's lock until it is gone too."""
     from distributed import get_worker
-    try:
-        own = get_worker().state.nthreads == 1
-    except ValueError:
-        own = False
-    if not own:
-        yield  # the process is not this run's own
-        return
     kept = os.dup(2)
-    os.dup2(log.fileno(), 2)
+    with suppress(ValueError):  # of a process that is no worker
+        if get_worker().state.nthreads == 1:  # else it is not this run's own
+            os.dup2(log.fileno(), 2)
     try:
         yield
     finally:
@@ -228,12 +184,7 @@ def _failure(run: Run, log: TextIO) -> str | None:
 
 
 def plan(runs: Sequence[Run], out: str | os.PathLike, force: bool = False) -> list[Run]:
-    """Note in the folder `out` that these runs belong to it; returns those that are to do.
-
-    Args:
-        runs: of one notebook.
-        out: the folder, which may hold runs from before.
-        force: whether to do all of them again.
+    """Note in the folder `out` that these runs of one notebook belong to it; returns those that are to do, with `force` all of them.
 
     Raises:
         ValueError: when the folder belongs to another notebook, or it cannot be read what it holds.
@@ -257,10 +208,6 @@ def results(folder: Path) -> dict | None:
 
 def _write(path: Path, content: dict) -> None:
     write_atomically(path, json.dumps(content, indent=1) + "\n")
-
-
-def _plain(value: object) -> object:
-    return json.loads(json.dumps(value))  # as it will be read back: a tuple is a list
 
 
 def _letters(text: str) -> str:

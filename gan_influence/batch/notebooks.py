@@ -30,24 +30,21 @@ _DECLARATION = re.compile(r"""(?m)^(?P<name>\w+)[ ]*(?::[ ]*(?P<inferred_type_na
 
 def run(notebook: Path, out: str | os.PathLike, parameters: Mapping[str, object], timeout: float | None = None, html: bool = True,
         log: TextIO | None = None) -> Path:
-    """Execute a copy of a notebook with other parameters, and leave everything it made in the folder `out`.
+    """Execute a copy of a notebook, in the notebook's own folder, and leave everything it made in the folder `out`.
 
     Args:
-        notebook: the .ipynb file, which is not changed; it runs in its own folder.
-        out: for the executed notebook, the same as HTML, figure-1.png and so on; also given to the notebook as its parameter `out`.
+        out: also given to the notebook, as its parameter `out`.
         parameters: values by name; text is read as the type that the notebook declares.
         timeout: seconds that a single cell may take.
-        html: whether to write the page.
         log: where cells print to as they run; a progress bar is shown without one.
 
     Returns:
-        The executed notebook's path.
+        The executed notebook's path. It is kept, up to there, when an error is raised too.
 
     Raises:
         ValueError: for a parameter that the notebook does not have, or a value of another type.
-        papermill.PapermillExecutionError: when a cell fails; the notebook up to there is kept.
-        nbclient.exceptions.CellTimeoutError: when a cell takes too long; likewise.
-        nbclient.exceptions.DeadKernelError: when the notebook's process dies; likewise.
+        papermill.PapermillExecutionError: when a cell fails.
+        nbclient.exceptions.CellTimeoutError, nbclient.exceptions.DeadKernelError: when it takes too long, or the notebook's process dies.
     """
     import nbformat  # not by everybody who asks for a list of parameters: that takes a second
     import papermill
@@ -88,11 +85,7 @@ def refresh(notebook: Path) -> float:
 
 
 def every() -> list[Path]:
-    """The notebooks of the repository.
-
-    Raises:
-        ValueError: where there are none, because only the package was installed.
-    """
+    """The notebooks of the repository; a ValueError where there are none, because only the package was installed."""
     if found := sorted(FOLDER.glob("*.ipynb")):
         return found
     # From the installed metadata: an installed package has no pyproject.toml beside it.
@@ -188,12 +181,7 @@ def clean(content):
 
 
 def forget_place(content, out: str | None = None):
-    """Take out of a notebook's outputs where it ran: folders of this machine, and what names its user.
-
-    Args:
-        content: the notebook, changed in place.
-        out: the value of its parameter `out`, which becomes "." because the executed notebook lies in that very folder.
-    """
+    """Take out of a notebook where it ran: folders of this machine, and what names its user; and `out`, the folder that it lies in, becomes "."."""
     def tidy(found: object) -> object:
         if isinstance(found, dict):
             return {key: one if "/" in key and not key.startswith("text/") else tidy(one) for key, one in found.items()}  # no images

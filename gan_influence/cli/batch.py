@@ -1,19 +1,21 @@
 """The command line's batch runs: `gan-influence run`, `status` and `gather`."""
 
 import argparse
+import re
 import signal
 import sys
 import time
 from collections import Counter
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
+from ..batch import gathering, grid, notebooks
 from ..tools.locks import only_driver
 from ..tools.progress import progress
 from .record import check_gpu, seeds
 
 
-def add_run(commands) -> argparse.ArgumentParser:
+def add_run(commands) -> None:
     command = commands.add_parser("run", help="run a notebook over a grid of parameters; again to continue", description="""\
 Execute a notebook once for every combination of the values given. Each run leaves, in a folder named by its parameters,
   NOTEBOOK.ipynb              the executed notebook, up to the error if there was one
@@ -24,16 +26,15 @@ The same command again does what is missing and what failed; what is done is nev
 loses only the runs that were under way; on a cluster these go on to their end, and the next call waits for them.
 Every run computes on one thread, unless OMP_NUM_THREADS says otherwise.""", epilog="""\
 examples:
-  gan-influence run 04 --seeds 0:5 --out runs/04 --jobs 2                     five seeds, two at a time
-  gan-influence run 00 -p removed 0.05,0.1 -p epochs 30,60 --seeds 0:3 --out runs/00    a grid of 2 x 2 x 3
-one GPU, several processes on it:
-  gan-influence run 04 --preset paper -p device cuda --seeds 0:15 --out runs/04 --jobs 3
-several GPUs of one machine, one Dask worker each:
+  gan-influence run 04 --seeds 0:5 --out runs/04 --jobs 2                                   five seeds, two at a time
+  gan-influence run 00 -p removed 0.05,0.1 -p epochs 30,60 --seeds 0:3 --out runs/00        a grid of 2 x 2 x 3
+  gan-influence run 04 --preset paper -p device cuda --seeds 0:15 --out runs/04 --jobs 3    three processes on one GPU
+several GPUs of one machine, one Dask worker each; then run as above, with --scheduler tcp://127.0.0.1:8786 for --jobs:
   dask scheduler --host 127.0.0.1 &
   for gpu in 0 1; do CUDA_VISIBLE_DEVICES=$gpu dask worker tcp://127.0.0.1:8786 --nthreads 1 --resources GPU=1 & done
-  gan-influence run 04 --preset paper -p device cuda --seeds 0:15 --out runs/04 --scheduler tcp://127.0.0.1:8786
 several machines: the same, with the scheduler's address and one `dask worker` on each. The repository and --out must be
-in folders that all of them see under the same path. Only on a network you trust: whoever reaches a scheduler can run code.
+in folders that all of them see under the same path. Only on a network you trust: whoever reaches a scheduler can run code,
+and so can other users of this machine while a grid runs, --jobs included, through its port on 127.0.0.1.
 Slurm, in Python on the login node (pip install dask-jobqueue); leave it open and run as above with the printed address:
   from dask_jobqueue import SLURMCluster
   cluster = SLURMCluster(cores=1, processes=1, memory="8GB", walltime="02:00:00",
@@ -51,70 +52,67 @@ Slurm, in Python on the login node (pip install dask-jobqueue); leave it open an
     command.add_argument("--html", action="store_true", help="leave the executed notebook as an HTML page too")
     command.add_argument("--force", action="store_true", help="do all of these runs again")
     command.set_defaults(call=_run)
-    return command
 
 
 def _run(options) -> int:
-    batch, executors = notebook_tools(options, "grid"), notebook_tools(options, "executors")
+    for name in ("papermill", "distributed"):
+        if find_spec(name) is None:  # before anything is made; and papermill only workers import, where every run would fail
+            raise ModuleNotFoundError(name=name)
+    notebook = notebooks.find(options.notebook)
+    runs = grid.grid(notebook, options.out, _axes(options, notebook), options.timeout, options.html)
+    gpu = any(run.parameters.get("device") == "cuda" for run in runs)
+    if gpu and options.scheduler is None:
+        check_gpu(options, "cuda", "-p device")
     try:
-        notebook = batch.notebooks.find(options.notebook)
-        runs = batch.grid(notebook, options.out, _axes(options, batch, notebook), options.timeout, options.html)
-        gpu = any(run.parameters.get("device") == "cuda" for run in runs)
-        if gpu and options.scheduler is None:
-            check_gpu(options, "cuda", "-p device")
         with only_driver(options.out):
-            return _drive(options, batch, executors, runs, gpu)
-    except BrokenPipeError:
-        raise  # nobody reads what is printed here: that is no matter of this command
-    except (ValueError, BlockingIOError) as error:
-        options.parser.error(str(error))
+            return _drive(options, runs, gpu)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) or not error.strerror:  # nobody reads what is printed here; or it is a sentence already
+            raise
         options.parser.error(f"{options.out} cannot be written ({error.strerror}): give another --out")
 
 
-def _axes(options, batch, notebook: Path) -> dict:
+def _axes(options, notebook: Path) -> dict:
     axes: dict[str, list] = {}
     for name, text in options.parameter:
-        axes.setdefault(name, []).extend(batch.split_values(text))
+        axes.setdefault(name, []).extend(value.strip() for value in re.split(r",(?![^(\[{]*[)\]}])", text))  # at commas outside of brackets
     if options.preset:
-        names = batch.presets(notebook)
+        names = re.findall(r'"(\w+)"', notebooks.declared(notebook).get("preset", {}).get("help", ""))  # those that the comment behind it quotes
         if names and options.preset not in names:
             raise ValueError(f"{notebook.stem} has the presets {', '.join(names)}, but not {options.preset!r}")
         axes = {"preset": [options.preset], **axes}
     if options.seeds:
-        by_seed = batch.seed_axes(notebook, options.seeds)
+        by_seed = grid.seed_axes(notebook, options.seeds)
         if twice := by_seed.keys() & axes.keys():
             raise ValueError(f"--seeds sets {', '.join(sorted(twice))}, and so does -p: give one of them")
         axes |= by_seed
     return axes
 
 
-def _drive(options, batch, executors, runs: list, gpu: bool) -> int:
-    waiting = batch.plan(runs, options.out, options.force)
+def _drive(options, runs: list, gpu: bool) -> int:
+    from ..batch import executors  # here, because Dask takes a second
+    waiting = grid.plan(runs, options.out, options.force)
     print(f"{runs[0].notebook.stem}: {len(runs)} runs in {options.out}, {len(runs) - len(waiting)} done before, {len(waiting)} to do", flush=True)
     if changed := sum(run.state == "done" and run.done_by != run.code for run in runs):
         print(f"the notebook's code has changed since {changed} of them were done, which stay as they are: --force does all of them again", flush=True)
     if not waiting:
         return 0
-    width, before, ended = max(len(run.name) for run in runs), len(runs) - len(waiting), 0
-    began, failed = time.monotonic(), {}
+    width, before, began, ended = max(len(run.name) for run in runs), len(runs) - len(waiting), time.monotonic(), {}
     # A batch system says SIGTERM where a person says Ctrl-C.
     usual = signal.signal(signal.SIGTERM, signal.default_int_handler)
     with progress(total=len(waiting), desc="runs", unit="run", smoothing=0) as bar:
         def report(run, error) -> None:
-            nonlocal ended
-            ended += 1
-            if error:
-                failed[run.name] = error
-            left = _duration((time.monotonic() - began) / ended * (len(waiting) - ended))
-            bar.write(f"[{before + ended}/{len(runs)}] {run.name:{width}}  {'failed: ' + _line(error) if error else 'done'}  "
-                      f"({len(failed)} failed, {left} left)")
+            ended[run.name] = error
+            left = _duration((time.monotonic() - began) / len(ended) * (len(waiting) - len(ended)))
+            bar.write(f"[{before + len(ended)}/{len(runs)}] {run.name:{width}}  {'failed: ' + _line(error) if error else 'done'}  "
+                      f"({sum(map(bool, ended.values()))} failed, {left} left)")
             bar.update()
 
         try:
-            executors.run_all(waiting, executors.remote(options.scheduler, gpu) if options.scheduler else executors.local(options.jobs), report)
+            cluster = executors.remote(options.scheduler, gpu) if options.scheduler else executors.local(options.jobs)
+            failed = executors.run_all(waiting, cluster, report)
         except KeyboardInterrupt:
-            print(f"stopped with {before + ended - len(failed)} of {len(runs)} runs done: the same command continues", file=sys.stderr)
+            print(f"stopped with {before + list(ended.values()).count(None)} of {len(runs)} runs done: the same command continues", file=sys.stderr)
             return 130
         finally:
             signal.signal(signal.SIGTERM, usual)
@@ -129,19 +127,15 @@ def _line(text: str) -> str:
     return first if len(first) <= 160 else first[:157] + "..."
 
 
-def add_status(commands) -> argparse.ArgumentParser:
+def add_status(commands) -> None:
     command = commands.add_parser("status", help="how far batch runs are", description="""\
 Count the runs below a folder that are done, running, failed and waiting; say which failed, and why. Also while they run.""")
     command.add_argument("folder", metavar="DIR", help="what was --out of `gan-influence run`, or a folder above")
     command.set_defaults(call=_status)
-    return command
 
 
 def _status(options) -> None:
-    try:
-        runs = notebook_tools(options, "gathering").planned(options.folder)
-    except FileNotFoundError as error:
-        options.parser.error(str(error))
+    runs = gathering.planned(options.folder)
     states = [run.state for run in runs]
     print(f"{len(runs)} runs: " + ", ".join(f"{states.count(state)} {state}" for state in ("done", "running", "failed", "waiting")))
     for run, state in zip(runs, states):
@@ -149,7 +143,7 @@ def _status(options) -> None:
             print(f"  {state:7}  {run.name}" + (f"  {_line(run.error)}" if state == "failed" else ""))
 
 
-def add_gather(commands) -> argparse.ArgumentParser:
+def add_gather(commands) -> None:
     command = commands.add_parser("gather", help="the results of batch runs as tables and a figure", description="""\
 Collect what every done run below a folder left, with the parameters as columns, say what is missing, and write
   measurements.csv    one row per number or word of results.json
@@ -160,16 +154,11 @@ In pandas, then:
     command.add_argument("folder", metavar="DIR", help="what was --out of `gan-influence run`, or a folder above")
     command.add_argument("--to", metavar="DIR", help="where they go (default: the folder itself)")
     command.set_defaults(call=_gather)
-    return command
 
 
 def _gather(options) -> None:
-    gathering = notebook_tools(options, "gathering")
-    try:
-        rows, missing, written = gathering.gather(options.folder, options.to)
-        runs = gathering.planned(options.folder)
-    except FileNotFoundError as error:
-        options.parser.error(str(error))
+    rows, missing, written = gathering.gather(options.folder, options.to)
+    runs = gathering.planned(options.folder)
     print(f"{len(rows)} measurements of {len(runs) - len(missing)} runs in", *written, sep="\n  ")
     if missing:
         print(f"{len(missing)} of {len(runs)} runs are missing:", *(f"  {run.name}  ({run.state})" for run in missing), sep="\n")
@@ -187,7 +176,3 @@ def _positive(text: str) -> int:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def notebook_tools(options, name: str = "notebooks"):
-    return import_module(f"..batch.{name}", __package__)  # when a command is at work, because scoring a GAN needs none of it

@@ -46,8 +46,14 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--version", action="version", version=f"gan-influence {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (add_demo, add_list, add_run, add_status, add_gather, add_record, add_paper, add_notebooks, add_links):
-        command = add(commands)
+        add(commands)
+    for command in commands.choices.values():
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.set_defaults(parser=command)
     options = parser.parse_args(arguments)
-    return options.call(options) or 0
+    try:
+        return options.call(options) or 0
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise  # the system's words, and not a sentence of this package
+        options.parser.error(str(error))

@@ -1,6 +1,5 @@
 """The command line's notebooks: `gan-influence demo`, `list`, `notebooks`, and the `links` in them."""
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from ..tools import links
 from ..tools.locks import LOCK, only_driver
 
 
-def add_demo(commands) -> argparse.ArgumentParser:
+def add_demo(commands) -> None:
     command = commands.add_parser("demo", help="train a small GAN, find its harmful instances, train again without them", description="""\
 Run notebooks/00_start_here.ipynb from top to bottom, in about a minute on a CPU, and leave in a folder
   00_start_here.html    the executed notebook, to read in a browser
@@ -23,7 +22,6 @@ example:
     command.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                          help="another value for a name in the notebook's parameters cell; may be given several times")
     command.set_defaults(call=_demo)
-    return command
 
 
 def _demo(options) -> int:
@@ -40,8 +38,6 @@ def _demo(options) -> int:
             options.parser.error(f"{out.resolve()} holds {min(there)}, and no demo made that folder, whose files it would replace: give --out a new one")
         with only_driver(out):
             _report(notebooks.run(notebook, out, parameters))
-    except (ValueError, BlockingIOError) as error:
-        options.parser.error(str(error))
     except PapermillExecutionError as error:
         print(f"cell {error.cell_index} failed, {error.ename}: {error.evalue}\nThe notebook up to there: {out / notebook.name}", file=sys.stderr)
         return 1
@@ -64,32 +60,27 @@ def _report(executed: Path) -> None:
     print(f"\nRead {executed.with_suffix('.html')} in a browser, or continue in {executed};\n{figures} figures and results.json are beside it.")
 
 
-def add_list(commands) -> argparse.ArgumentParser:
+def add_list(commands) -> None:
     command = commands.add_parser("list", help="the notebooks and their parameters", description="""\
 Show every notebook with the parameters that `run` and `demo` can change: name, type, value, meaning.""")
     command.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="only these: a number, a name or a path")
     command.set_defaults(call=_list)
-    return command
 
 
 def _list(options) -> None:
-    try:
-        for path in [notebooks.find(name) for name in options.notebooks] or notebooks.every():
-            print(notebooks.title(path), f"({path.name})")
-            for name, one in notebooks.declared(path).items():
-                if name != "out":  # that is --out
-                    print(f"  {name:15} {one['inferred_type_name']:6} {one['default']:12} {one['help']}".rstrip())
-            print()
-    except ValueError as error:
-        options.parser.error(str(error))
+    for path in [notebooks.find(name) for name in options.notebooks] or notebooks.every():
+        print(notebooks.title(path), f"({path.name})")
+        for name, one in notebooks.declared(path).items():
+            if name != "out":  # that is --out
+                print(f"  {name:15} {one['inferred_type_name']:6} {one['default']:12} {one['help']}".rstrip())
+        print()
 
 
-def add_notebooks(commands) -> argparse.ArgumentParser:
+def add_notebooks(commands) -> None:
     command = commands.add_parser("notebooks", help="execute the notebooks again, each in its place", description="""\
 Execute notebooks with their own parameters and store them, cleaned, in their place. One that fails stays as it was.""")
     command.add_argument("paths", nargs="*", type=Path, metavar="NOTEBOOK", help="which ones (default: all in notebooks/)")
     command.set_defaults(call=_notebooks)
-    return command
 
 
 def _notebooks(options) -> int:
@@ -108,7 +99,7 @@ def _notebooks(options) -> int:
     return 1 if failed else 0
 
 
-def add_links(commands) -> argparse.ArgumentParser:
+def add_links(commands) -> None:
     command = commands.add_parser("links", help="make the Colab, Binder and GitHub links follow pyproject.toml", description="""\
 The repository's address is written once, in pyproject.toml. Rewrite every link to it in README.md and notebooks/*.ipynb.""",
                                   epilog="""\
@@ -117,21 +108,17 @@ example: after forking
     command.add_argument("--check", action="store_true", help="change nothing; list the links that disagree, with exit status 1 if there are any")
     command.add_argument("--repository", metavar="OWNER/NAME", help="write this address into pyproject.toml first")
     command.set_defaults(call=_links)
-    return command
 
 
 def _links(options) -> int:
     if options.check and options.repository:
         options.parser.error("--check changes nothing and --repository does: give one of them")
     root = links.ROOT
-    try:
-        if options.repository:
-            links.rename(options.repository, root)
-        if options.check:
-            wrong = links.disagreements(root)
-            print("\n".join(wrong) if wrong else f"every link leads to {links.repository(root)}")
-            return 1 if wrong else 0
-        print("\n".join(links.rewrite(root)) or "nothing to change")
-        return 0
-    except (ValueError, FileNotFoundError) as error:
-        options.parser.error(str(error))
+    if options.repository:
+        links.rename(options.repository, root)
+    if options.check:
+        wrong = links.disagreements(root)
+        print("\n".join(wrong) if wrong else f"every link leads to {links.repository(root)}")
+        return 1 if wrong else 0
+    print("\n".join(links.rewrite(root)) or "nothing to change")
+    return 0
