@@ -52,8 +52,7 @@ examples:
     command.add_argument("--out", metavar="DIR", help="where the finished pieces go; a folder per experiment (default: runs/EXPERIMENT)")
     command.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="default: %(default)s")
     command.add_argument("--threads", type=int, default=1, metavar="N", help="of the CPU (default: %(default)s, fastest for small networks)")
-    command.add_argument("--no-compile", action="store_true",
-                         help="do not compile the training step first; it needs a C++ compiler, and pays at full scale")
+    command.add_argument("--no-compile", action="store_true", help="do not compile the training step first, which takes a C++ compiler and pays at full scale")
     command.add_argument("--gather", metavar="TARGET", help="then merge all that DIR holds into TARGET.csv, TARGET_*.csv and TARGET.json")
     command.set_defaults(call=_record)
     return command
@@ -62,7 +61,6 @@ examples:
 def _record(options) -> None:
     check_gpu(options, options.device, "--device")
     import torch
-
     name, protocol = options.experiment, protocols.EXPERIMENTS[options.experiment][0]
     out, pieces = Path(options.out or Path("runs") / name), options.pieces.split(",") if options.pieces else protocol.pieces
     torch.set_num_threads(options.threads)
@@ -110,7 +108,6 @@ def outstanding(name: str, out: Path) -> list[tuple[int, list[str]]]:
 
 def _paper(options) -> int:
     import torch
-
     end, device, status = time.monotonic() + options.budget, "cuda" if torch.cuda.is_available() else "cpu", 0
     for name in sorted(protocols.EXPERIMENTS, key=lambda name: (name in protocols.FOR_A_GPU) != (device == "cuda")):
         out, (protocol, wanted) = links.ROOT / "runs" / name, protocols.EXPERIMENTS[name]

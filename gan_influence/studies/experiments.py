@@ -50,10 +50,7 @@ class Setup(NamedTuple):
 
 
 def prepare(config: Protocol, seed: int, device: str = "cpu", folder: str | os.PathLike | None = None) -> Setup:
-    """Train the experiment's GAN, or read it from a folder where it was kept before; and build its metrics.
-
-    Raises:
-        ValueError: for a folder where something else is kept.
+    """Train the experiment's GAN, or read it from a folder where it was kept before (ValueError where that holds another); and build its metrics.
 
     >>> setup = Accuracy(n=200, epochs=1, held_out=20, latents=20).prepare(seed=0)
     >>> setup.run.steps, list(setup.valid)
@@ -231,9 +228,8 @@ def advantage(rows, metric: str, method: str):
     rows = rows[rows.metric == metric]
     changes = rows.assign(change=better * (rows.test_after - rows.test_before)).pivot(index=["n_removed", "seed"], columns="method", values="change")
     table = {}
-    for other in rows.method.unique():
-        if other != method:
-            gains = (changes[method] - changes[other]).dropna().groupby("n_removed")
-            table[other, "gain"] = gains.mean()
-            table[other, "p"] = gains.agg(lambda gain: stats.ttest_1samp(gain, 0).pvalue if len(gain) > 1 else np.nan)
+    for other in rows.method[rows.method != method].unique():
+        gains = (changes[method] - changes[other]).dropna().groupby("n_removed")
+        table[other, "gain"] = gains.mean()
+        table[other, "p"] = gains.agg(lambda gain: stats.ttest_1samp(gain, 0).pvalue if len(gain) > 1 else np.nan)
     return pd.DataFrame(table)

@@ -47,12 +47,12 @@ def points(ax: Axes, title: str, **sets) -> None:
 
 def images(ax: Axes, batch, title: str, marked: Sequence[int] = (), columns: int = 6) -> None:
     """Grey images (n, 1, h, w) in [-1, 1] as a grid, row by row; the `marked` ones are framed."""
-    batch = _array(batch)
-    height, width = batch.shape[2] + 2, batch.shape[3] + 2
-    sheet = np.ones((-(-len(batch) // columns) * height, columns * width))
-    for i, image in enumerate(batch[:, 0]):
+    framed = np.pad(_array(batch)[:, 0], ((0, 0), (1, 1), (1, 1)), constant_values=1)
+    n, height, width = framed.shape
+    sheet = np.ones((-(-n // columns) * height, columns * width))
+    for i, image in enumerate(framed):
         y, x = i // columns * height, i % columns * width
-        sheet[y + 1:y + height - 1, x + 1:x + width - 1] = image
+        sheet[y:y + height, x:x + width] = image
         if i in set(map(int, marked)):
             ax.add_patch(plt.Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=COLORS["removed"], linewidth=2))
     ax.imshow(sheet, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from ..tools.devices import device_name
-from ..tools.files import csv_text, write_atomically
+from ..tools.files import csv_text, read_json, write_atomically
 from ..tools.locks import only_driver
 from ..tools.results import six_digits
 from ..tools.streams import STREAMS
@@ -58,7 +58,7 @@ def record(protocol, seeds: Iterable[int | tuple[int, list[str]]], out: str | os
                     print(f"{piece} failed when compiled ({str(error).partition(chr(10))[0]}): going on uncompiled, which takes longer", flush=True)
                     compile = False
                     parts, tensors = protocol.measure(setup, seed, piece, compile)
-                path = _file(out, seed, piece)
+                path = out / f"seed-{seed}_{piece.replace(' ', '-')}.json"
                 if tensors:
                     write_atomically(path.with_suffix(".safetensors"), save({name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}))
                 header = {**made_for(protocol, seed), "piece": piece, "device": device_name(device), "threads": threads, "versions": versions(),
@@ -78,15 +78,13 @@ def _runs(out: Path, protocol=None) -> list[dict]:
     """The whole pieces in a folder, which must be of one protocol."""
     runs, asked = [], protocol and made_for(protocol)
     for path in sorted(out.glob("seed-*.json")):
-        try:
-            run = json.loads(path.read_text())
-        except ValueError:
+        if (run := read_json(path)) is None:
             print(f"{path} is cut short and does not count: recording its piece again replaces it", flush=True)
             continue
         asked = asked or {key: run[key] for key in ("config", "streams") if key in run}
         if differ := differences(run, asked):
             raise ValueError(f"{path} was run with another protocol or random streams ({differ}): give each protocol a folder of its own")
-        runs.append(run)
+        runs.append({**run, "path": path})
     return runs
 
 
@@ -106,11 +104,8 @@ def claim(folder: Path, protocol, seed: int) -> None:
     path, asked = folder / "made_for.json", made_for(protocol, seed)
     if not folder.exists() or not any(folder.iterdir()):
         return write_atomically(path, json.dumps(asked))
-    try:
-        differ = differences(json.loads(path.read_text()), asked)
-    except (OSError, ValueError):
-        differ = "it does not say for what"
-    if differ:
+    there = read_json(path)
+    if differ := "it does not say for what" if there is None else differences(there, asked):
         raise ValueError(f"{folder} was made for something else ({differ}): remove it, or give each protocol a folder of its own")
 
 
@@ -118,11 +113,7 @@ def gather(out: str | os.PathLike, target: str | os.PathLike) -> None:
     """Merge what `record` left in `out` into one table a part, `<target>.csv` and `<target>_<part>.csv`, and their header `<target>.json`.
 
     What is recorded there already stays, unless `out` has the same piece of the same seed, or newer random streams, which
-    replace the whole recording. Tensors of the first seed go to `<target>.safetensors`.
-
-    Raises:
-        FileNotFoundError: where nothing is finished.
-        ValueError: where another protocol is recorded.
+    replace the whole recording; ValueError for another protocol. Tensors of the first seed go to `<target>.safetensors`.
     """
     runs = _runs(Path(out))
     if not runs:
@@ -148,7 +139,7 @@ def gather(out: str | os.PathLike, target: str | os.PathLike) -> None:
     first, kept_tensors = header["seeds"][0], Path(f"{target}.safetensors")
     tensors = load_file(kept_tensors) if kept[:1] == [first] and kept_tensors.exists() else {}
     for run in runs:
-        file = _file(Path(out), first, run["piece"]).with_suffix(".safetensors")
+        file = run["path"].with_suffix(".safetensors")
         tensors |= load_file(file) if run["seed"] == first and file.exists() else {}
     if tensors:
         write_atomically(kept_tensors, save(tensors))
@@ -162,17 +153,12 @@ def _merge(path: Path, rows: list[dict]) -> None:
     import pandas as pd
     tables = [pd.read_csv(source, dtype=str) for source in ([path] if path.exists() else []) + [io.StringIO(csv_text(six_digits(rows)))]]
     key = [column for column in KEYS if column in tables[-1]]
-    both = pd.concat(tables).drop_duplicates(key, keep="last")
-    both = both.sort_values(key, key=lambda column: column if column.name in WORDS else pd.to_numeric(column))
-    write_atomically(path, both.to_csv(index=False, lineterminator="\n"))
+    table = pd.concat(tables).drop_duplicates(key, keep="last").sort_values(key, key=lambda one: one if one.name in WORDS else pd.to_numeric(one))
+    write_atomically(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def recorded(name: str, part: str = "summary"):
-    """A recorded full-scale run of this repository, such as "accuracy_2d": one of its tables as a pandas DataFrame, and its header.
-
-    Raises:
-        FileNotFoundError: where the repository's notebooks/recorded is not at hand.
-    """
+    """A recorded run, such as "accuracy_2d": one of its tables as a DataFrame, and its header; FileNotFoundError without the repository's recordings."""
     import pandas as pd
     table = _recorded(name, _csv(part))
     return pd.read_csv(table), json.loads(table.with_name(f"{name}.json").read_text())
@@ -190,10 +176,6 @@ def recorded_pieces(name: str, protocol) -> set[tuple[int, str]]:
 def recorded_tensors(name: str) -> dict[str, torch.Tensor]:
     """The tensors of a recorded run, such as its generators before and after cleansing; FileNotFoundError as for `recorded`."""
     return load_file(_recorded(name, ".safetensors"))
-
-
-def _file(out: Path, seed: int, piece: str) -> Path:
-    return out / f"seed-{seed}_{piece.replace(' ', '-')}.json"
 
 
 def _csv(part: str) -> str:
