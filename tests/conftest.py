@@ -62,13 +62,7 @@ def pytest_runtest_setup(item):
         raise
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item):
-    try:
-        return (yield)
-    except ModuleNotFoundError as error:
-        skip_where_optional(error)
-        raise
+pytest_runtest_call = pytest_runtest_setup
 
 
 def on_a_gpu(test):

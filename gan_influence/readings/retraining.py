@@ -4,7 +4,6 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Set
 from concurrent.futures import Executor, as_completed
-from copy import deepcopy
 
 import numpy as np
 import torch
@@ -129,7 +128,7 @@ def _spread(run: Trajectory, metrics: Mapping, sets: list[Tensor], last_epochs: 
     folder, device = os.path.abspath(folder), run.x.device
     run.save(folder)
     save_file({"x": run.x.cpu().contiguous()}, os.path.join(folder, "data.safetensors"))
-    gan = deepcopy(run.gan)
+    gan = run.gan.copy()
     gan.to("cpu")  # a GPU's memory does not travel
     waiting, size = _order(run, sets, run.window(last_epochs), models_at_once)
     shards = [[i for i, _ in waiting[first:first + size]] for first in range(0, len(waiting), size)]
@@ -143,7 +142,7 @@ def leave_one_out_shard(folder: str, gan, optimizer, device: str, metrics: Mappi
                         models_at_once: int, compile: bool, threads: int) -> dict[str, Tensor]:
     """Leave-one-out of some instances from the run saved in a folder: what `leave_one_out` asks its executor's workers to do."""
     torch.set_num_threads(threads)  # the last digits depend on it
-    gan = deepcopy(gan)  # threads share what they are given, and a network computes for one at a time
+    gan = gan.copy()  # threads share what they are given, and a network computes for one at a time
     gan.to(device)
     x = load_file(os.path.join(folder, "data.safetensors"), device)["x"]
     return leave_one_out(Trajectory.load(folder, gan, x, optimizer), metrics, instances, last_epochs, models_at_once, compile)

@@ -272,7 +272,7 @@ class Trajectory:
             latents: (T, B, latent_dim), used by both players unless `generator_latents`, of the same shape, is given.
             optimizer: such as `SGD(1e-3)`.
             order: "alternating" or "simultaneous".
-            initial: the state it started from; by default the parameters that the two modules hold now.
+            initial: the state it started from; by default the parameters that the two modules held when the GAN was made.
             final: if given, where the run must end.
             stride: steps between kept states.
 
