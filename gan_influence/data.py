@@ -1,7 +1,12 @@
 """Data sets: train, validation and test parts as tensors."""
 
+import io
+import json
 import os
 import socket
+from collections.abc import Mapping
+from functools import cache, lru_cache
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +27,9 @@ ROOT_VARIABLE = "GAN_INFLUENCE_DATA"
 _MNIST_BYTES = {"train-images-idx3-ubyte": 16 + 60_000 * 784, "train-labels-idx1-ubyte": 8 + 60_000,
                 "t10k-images-idx3-ubyte": 16 + 10_000 * 784, "t10k-labels-idx1-ubyte": 8 + 10_000}
 
+PLANTED = "noise", "inverted", "another style", "duplicate"  #: the kinds that `faces` can plant
+_PICTURES = ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"
+
 
 class Split(NamedTuple):
     """Three disjoint parts of a data set, (n, ...) each."""
@@ -38,6 +46,17 @@ class LabelledSplit(NamedTuple):
     valid: Tensor
     test: Tensor
     labels: Split  #: labels.train belongs to train, and so on
+
+
+class Faces(NamedTuple):
+    """Three disjoint parts of colour faces, (n, 3, size, size) each, what each face has, and what was planted."""
+
+    train: Tensor
+    valid: Tensor
+    test: Tensor
+    labels: Split  #: (n, attributes) int64 each: the number of the attribute's value, -1 where the picture does not have the attribute
+    attributes: dict[str, tuple[str, ...]]  #: the columns' names and values
+    planted: np.ndarray  #: for each training face "none" or one of `PLANTED`
 
 
 def normal_2d(train: int = 10_000, valid: int = 1_000, test: int = 1_000, seed: int = 0, dtype: torch.dtype = torch.float64) -> Split:
@@ -132,6 +151,121 @@ def digits(train: int = 1_197, valid: int = 300, test: int = 300, seed: int = 0,
     labels, order = torch.from_numpy(bunch.target).to(torch.int64), torch.from_numpy(stream("digits", seed).permutation(n))
     parts = order[:train], order[train:train + valid], order[n - test:]
     return LabelledSplit(*[images[which] for which in parts], Split(*[labels[which] for which in parts]))
+
+
+def faces(train: int = 2_000, valid: int = 500, test: int = 500, seed: int = 0, size: int = 32, shares: Mapping[str, float | Mapping] | None = None,
+          plant: Mapping[str, float] | None = None, dtype: torch.dtype = torch.float32) -> Faces:
+    """Colour faces on white, (n, 3, size, size) in [-1, 1], with known attributes and, where asked for, planted corruptions.
+
+    One part's size changes no other part, one attribute's share no other attribute, planting no face that it leaves alone.
+
+    Args:
+        train, valid, test: number of faces of each part; a thousand take a few seconds, the same again almost none.
+        seed: of the draw, which also depends on the version of dicebear-styles.
+        size: pixels of a side; the faces are made of 16 × 16 squares.
+        shares: probabilities by attribute: {"glasses": 0.5} is any glasses, {"mouth": {"sad": 0.05}} any value that begins so. Else "none"
+            is as probable as in the style, and other values share the rest.
+        plant: shares of the training faces by kind. noise: normal noise, a quarter of the range, is added; inverted: colours become their
+            complements; another style: an Open Peeps face, labels -1; duplicate: a copy of a face that is left alone.
+        dtype: of the images.
+
+    Raises:
+        ImportError: where what draws them is not installed.
+        ValueError: for shares of what there is not, or that do not add up.
+
+    Source: DiceBear's Pixel Art, and Open Peeps by Pablo Stanley, both CC0 1.0.
+
+    >>> faces(train=20, valid=5, test=5, shares={"glasses": 0.5}, plant={"noise": 0.1}).train.shape  # doctest: +SKIP
+    torch.Size([20, 3, 32, 32])
+    """
+    sizes, size, plant, shares = _sizes(train, valid, test), whole("the number of pixels of a side", size, least=16), plant or {}, shares or {}
+    counts = [round(plant.get(kind, 0) * sizes[0]) for kind in PLANTED]
+    if not set(plant) <= set(PLANTED) or min(plant.values(), default=0) < 0 or any(counts) and sum(counts) >= sizes[0]:
+        raise ValueError(f"plant gives shares to {', '.join(PLANTED)} and leaves some training faces alone, but got {plant} for {sizes[0]} faces")
+    style, draw = _artist("pixel-art")
+    things, colours, pixels, labels = style.components(), style.colors(), [], []
+    values = {name: ("none", *thing.variants()) for name, thing in things.items()} | {f"{name} colour": (*ink.values(),) for name, ink in colours.items()}
+    if not set(shares) <= set(values):
+        raise ValueError(f"faces have {', '.join(values)}, but shares speak of {', '.join(set(shares) - set(values))}")
+    ends = [_chances(name, values[name], things.get(name), shares.get(name, {})).cumsum()[:-1] for name in values]
+    options, always = [f"{name}Variant" for name in things] + [f"{name}Color" for name in colours], {f"{name}Probability": 100 for name in things}
+    for part, n in enumerate(sizes):
+        chosen = {name: np.searchsorted(end, u, side="right") for name, end, u in zip(values, ends, stream("faces", seed, part).random((n, len(ends))).T)}
+        wanted = [{option: named[i] for option, named, i in zip(options, values.values(), face)} for face in zip(*chosen.values())]
+        pixels.append(np.array([draw(size, **always, **face) for face in wanted], np.float32).reshape(n, 3, size, size))
+        for name in things.keys() & colours.keys():
+            chosen[f"{name} colour"][chosen[name] == 0] = -1
+        labels.append(np.stack([*chosen.values()], 1))
+    x, random = pixels[0], stream("planted faces", seed)
+    planted = random.permutation(np.repeat([*PLANTED, "none"], [*counts, sizes[0] - sum(counts)]))
+    noisy, inverted, foreign, twins, alone = [np.flatnonzero(planted == kind) for kind in (*PLANTED, "none")]
+    x[noisy] = (x[noisy] + 64 * random.standard_normal(x[noisy].shape)).clip(0, 255)
+    x[inverted] = 255 - x[inverted]
+    for i in foreign:
+        x[i] = _artist("open-peeps")[1](size, seed=str(random.integers(2**63)))
+    originals = random.choice(alone, len(twins))
+    x[twins], labels[0][twins], labels[0][foreign] = x[originals], labels[0][originals], -1
+    return Faces(*[torch.from_numpy(part.round()).to(dtype) / 127.5 - 1 for part in pixels], Split(*map(torch.from_numpy, labels)), values, planted)
+
+
+def _chances(name: str, values: tuple[str, ...], thing, share: float | Mapping[str, float]) -> np.ndarray:
+    told = ({"none": 1 - thing.probability() / 100} if thing else {}) | (dict(share) if isinstance(share, Mapping) else {"none": 1 - share})
+    rest, starts = 1 - sum(told.values()), [next((start for start in told if value.startswith(start)), None) for value in values]
+    chances = np.array([told.get(start, rest) / starts.count(start) for start in starts])
+    if not set(told) <= set(starts) or chances.min() < -1e-9 or abs(chances.sum() - 1) > 1e-9:
+        raise ValueError(f"shares of {name!r} are 0 or more, for different values or beginnings of values, and add up to 1 or leave the rest to others, "
+                         f"but with {told} and {rest:.3g} for the rest they do not; the values are {', '.join(values)}")
+    return chances
+
+
+@cache
+def _artist(name: str) -> tuple:
+    try:
+        import resvg_py
+        from dicebear import Avatar, Style
+        from PIL import Image
+        style = Style(json.loads((files("dicebear_styles") / f"{name}.json").read_text("utf-8")))
+    except ImportError as error:
+        raise ImportError(f"gi.data.faces() takes {error.name}, which is not installed: pip install 'gan-influence[faces]'") from error
+
+    def draw(size: int, **options) -> np.ndarray:
+        svg = str(Avatar(style, {"size": size, "backgroundColor": "#ffffff", **options}))
+        return np.asarray(Image.open(io.BytesIO(resvg_py.svg_to_bytes(svg_string=svg, skip_system_fonts=True))).convert("RGB")).transpose(2, 0, 1)
+
+    return style, lru_cache(10_000)(draw)
+
+
+class images:  # noqa: N801, called like the functions beside it
+    """A folder's pictures, sorted by path, as tensors (3, size, size) in [-1, 1], each read when it is asked for: the central square, on white.
+
+    Raises:
+        FileNotFoundError: for a folder without pictures.
+        ImportError: where Pillow is not installed.
+        ValueError: for a picture that cannot be read.
+
+    >>> images("photos", size=64)[0].shape  # doctest: +SKIP
+    torch.Size([3, 64, 64])
+    """
+
+    def __init__(self, folder: str | os.PathLike, size: int = 32):
+        self.size, self.paths = whole("the number of pixels of a side", size), sorted(x for x in Path(folder).rglob("*") if x.suffix.lower() in _PICTURES)
+        if not self.paths:
+            raise FileNotFoundError(f"neither {folder} nor its subfolders hold pictures ({', '.join(_PICTURES)}): pass the folder that they are in")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> Tensor:
+        try:
+            from PIL import Image, ImageOps
+            with Image.open(self.paths[i]) as file:
+                picture = ImageOps.fit(ImageOps.exif_transpose(file).convert("RGBA"), (self.size, self.size))
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+        except ImportError as error:
+            raise ImportError("gi.data.images() takes Pillow, which is not installed: pip install pillow") from error
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{self.paths[i]} cannot be read as a picture ({error}): replace it, or take it out of the folder") from error
+        return torch.from_numpy(np.array(picture, np.float32).transpose(2, 0, 1)) / 127.5 - 1
 
 
 def _sizes(*sizes: int) -> list[int]:

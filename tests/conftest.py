@@ -10,8 +10,8 @@ import gan_influence as gi
 torch.set_num_threads(1)
 
 #: Not needed by the engine and its recordings: where one is not installed, the tests that need it are skipped and say so.
-OPTIONAL = {"dask", "distributed", "IPython", "ipywidgets", "jupyter_client", "matplotlib", "nbclient", "nbconvert", "nbformat", "papermill", "psutil",
-            "seaborn", "torchvision"}
+OPTIONAL = {"dask", "dicebear", "dicebear_styles", "distributed", "IPython", "ipywidgets", "jupyter_client", "matplotlib", "nbclient", "nbconvert",
+            "nbformat", "papermill", "PIL", "psutil", "resvg_py", "seaborn", "torchvision"}
 
 
 def skip_where_optional(error: BaseException | None) -> None:

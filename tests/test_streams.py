@@ -13,7 +13,7 @@ from gan_influence.tools.streams import PURPOSES, stream, torch_stream
 from gan_influence.training import Schedule
 
 SEEDS = [*range(100), 2**31, 2**32, 2**32 + 1, 2**64, 2**64 + 1, 2**128 - 1]
-WITH_NUMBERS = "normal_2d", "mnist", "order", "discriminator latents", "generator latents", "latents"
+WITH_NUMBERS = "normal_2d", "mnist", "order", "discriminator latents", "generator latents", "latents", "faces"
 
 
 def test_no_two_streams_share_their_first_numbers():
