@@ -33,7 +33,8 @@ def test_faces_are_scaled_labelled_and_the_same_again():
     one, again, other = faces(12, 3, 2, seed=4), faces(12, 3, 2, seed=4, dtype=torch.float64), faces(12, 3, 2, seed=5)
     assert [part.shape for part in one[:3]] == [(n, 3, 32, 32) for n in (12, 3, 2)] and one.train.dtype == torch.float32
     assert [labels.shape for labels in one.labels] == [(n, len(one.attributes)) for n in (12, 3, 2)] and one.labels.train.dtype == torch.int64
-    assert -1 <= one.train.min() < 0 and one.train.max() == 1 and torch.allclose(one.train.double(), again.train, atol=1e-6) and again.train.dtype == torch.float64
+    assert -1 <= one.train.min() < 0 and one.train.max() == 1 and again.train.dtype == torch.float64
+    assert torch.allclose(one.train.double(), again.train, atol=1e-6)
     assert torch.equal(one.labels.test, again.labels.test) and not torch.equal(one.train, other.train)
     one.train.zero_()
     assert torch.allclose(faces(12, 3, 2, seed=4).train.double(), again.train, atol=1e-6)  # what is kept for a second call is nobody's to write to
