@@ -6,8 +6,8 @@ from .tools.versions import __version__
 #: Every public name, and the room it lives in.
 HOMES = {
     "": ("data", "metrics", "models"),
-    ".game": ("GAN", "State", "losses"),
-    ".training": ("SGD", "Batch", "Dynamics", "Trajectory", "train", "trajectory_bytes"),
+    ".game": ("GAN", "GradientPenalty", "R1", "State", "losses"),
+    ".training": ("SGD", "Adam", "AdamW", "Batch", "Dynamics", "NotUnderstood", "RMSprop", "Recorder", "Trajectory", "record", "train", "trajectory_bytes"),
     ".readings": ("Agreement", "Cleansing", "agreement", "cleanse", "harmfulness", "influence", "isolation_forest", "leave_one_out",
                   "parameter_influence", "random_scores", "retrain"),
     ".studies": ("experiments", "plots", "widgets"),

@@ -98,7 +98,11 @@ def test_losses_have_their_textbook_values():
         "wasserstein": (-d, d, -d), "hinge": ((1 - d).clamp(min=0), (1 + d).clamp(min=0), -d),
         "least_squares": ((d - 1) ** 2 / 2, d**2 / 2, (d - 1) ** 2 / 2),
     }
-    assert set(expected) == set(LOSSES)
+    p = torch.tensor([0.1, 0.5, 0.9, 0.99], dtype=torch.float64)
+    bce = LOSSES["bce"]
+    for loss, expected_bce in ((bce.real, -p.log()), (bce.fake, -(1 - p).log()), (bce.generator, -p.log())):
+        assert torch.allclose(loss(p), expected_bce, rtol=1e-12)
+    assert {*expected, "bce"} == set(LOSSES)
     for name, values in expected.items():
         for function, value in zip(LOSSES[name], values):
             torch.testing.assert_close(function(d), value, rtol=1e-12, atol=1e-15)

@@ -1,33 +1,41 @@
 """The game: two networks, their losses, and the latent sampler."""
 
-import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..tools.streams import stream
-from .layers import Pure, changed
-from .losses import LOSSES, Loss
+from .layers import Pure
+from .losses import LOSSES, Loss, named_loss
+from .penalties import R1, GradientPenalty
 from .state import State
 
-RANGES = {nn.Tanh: (-1, 1), nn.Sigmoid: (0, 1)}  #: what a generator that ends in such a layer can make
+LOGITS = tuple(name for name in LOSSES if name != "bce")  #: losses of a discriminator that returns logits
 
 
 class GAN:
     """Two networks that play against each other.
 
     It works on private copies of the two modules: what is done to `generator` and `discriminator` afterwards changes nothing here.
+    Layers that are in training mode train: batch normalisation normalises by its batch, dropout drops. Parameters that do not require
+    a gradient are constants.
 
     Args:
-        generator: module mapping latents (B, latent_dim) to instances (B, ...).
-        discriminator: module mapping instances (B, ...) to one logit each, (B,) or (B, 1).
-        latent_dim: length of a latent vector; latents are standard normal.
-        loss: a name in `gan_influence.losses.LOSSES`, or a `Loss` of your own.
+        generator: module mapping latents (B, ...) to instances (B, ...).
+        discriminator: module mapping instances (B, ...) to one number each, (B,) or (B, 1).
+        latent_dim: length of a latent vector, or the shape of one latent, such as (100, 1, 1).
+        loss: a name in `gan_influence.losses.LOSSES`, the discriminator's and the generator's with a slash between them, or a `Loss` of your own.
         weight_decay: both players pay ½·weight_decay·‖kernels‖², kernels being parameters of two or more dimensions.
+        penalty: an `R1` or a `GradientPenalty` that the discriminator pays.
+        latents: "normal", or "uniform" in [−1, 1].
+
+    Where the data are tuples, of images and labels say, the discriminator is called with as many of a tuple's tensors as its forward
+    takes, and so is the generator with tuples of latents; with a generated instance it is given the other latents (the labels) too.
+    For losses that need more (auxiliary classifiers), override `discriminator_losses` and `generator_losses`.
 
     Raises:
-        ValueError: for layers that couple the instances of a batch (batch normalisation), draw random numbers (dropout) or keep a memory
-            (spectral normalisation) while training; for players that share parameters, or are not both of float32 or both of float64.
+        ValueError: for layers without a pure form; for players that share parameters, or are not both of float32 or both of float64.
 
     Source: Goodfellow et al. 2014 (the game); Terashita et al., ICLR 2021 (per-instance weights).
 
@@ -36,22 +44,23 @@ class GAN:
     torch.Size([5, 3])
     """
 
-    def __init__(self, generator: nn.Module, discriminator: nn.Module, latent_dim: int,
-                 loss: str | Loss = "non_saturating", weight_decay: float = 0.0):
-        if isinstance(loss, str) and loss not in LOSSES:
-            raise ValueError(f"unknown loss {loss!r}: choose one of {', '.join(LOSSES)}, or pass a gan_influence.losses.Loss")
+    def __init__(self, generator: nn.Module, discriminator: nn.Module, latent_dim: int | Sequence[int], loss: str | Loss = "non_saturating",
+                 weight_decay: float = 0.0, penalty: R1 | GradientPenalty | None = None, latents: str = "normal"):
+        if latents not in ("normal", "uniform"):
+            raise ValueError(f"latents are 'normal' or 'uniform' in [-1, 1], but got {latents!r}: for others, bring your own loop and gi.Recorder")
+        self.loss_name = loss if isinstance(loss, str) else "custom"
+        self.loss = named_loss(loss) if isinstance(loss, str) else loss
         self.generator, self.discriminator = generator, discriminator
         self.apply_generator, self.apply_discriminator = Pure("generator", generator), Pure("discriminator", discriminator)
         _check_parameters(generator, discriminator)
-        self.latent_dim = latent_dim
-        self.loss_name = loss if isinstance(loss, str) else "custom"
-        self.loss = LOSSES[loss] if isinstance(loss, str) else loss
-        self.weight_decay = weight_decay
+        self.latent_dim = latent_dim if isinstance(latent_dim, int) else tuple(latent_dim)
+        self.weight_decay, self.penalty, self.latents = weight_decay, penalty, latents
 
     def __reduce__(self):
         # For other processes. A named loss travels by its name, because its functions have none.
-        loss = self.loss if self.loss_name == "custom" else self.loss_name
-        return type(self), (*self.networks, self.latent_dim, loss, self.weight_decay)
+        players = self.apply_generator, self.apply_discriminator
+        attributes = self.__dict__ | dict(zip(("generator", "discriminator"), self.networks)) | {"loss": self.loss if self.loss_name == "custom" else None}
+        return _rebuild, (type(self), {key: value for key, value in attributes.items() if value not in players}, [player.random for player in players])
 
     @property
     def networks(self) -> tuple[nn.Module, nn.Module]:
@@ -62,7 +71,8 @@ class GAN:
         """The same game with private copies of its own."""
         other = object.__new__(type(self))
         other.__dict__ |= self.__dict__
-        other.apply_generator, other.apply_discriminator = map(Pure, ("generator", "discriminator"), self.networks)
+        other.apply_generator, other.apply_discriminator = (
+            Pure(player, own.module, own.random) for player, own in (("generator", self.apply_generator), ("discriminator", self.apply_discriminator)))
         return other
 
     def to(self, device: str | torch.device) -> "GAN":
@@ -81,86 +91,86 @@ class GAN:
         """The floating type of the generator's parameters; latents and instances follow it."""
         return next(self.networks[0].parameters()).dtype
 
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """The shape of one latent."""
+        return (self.latent_dim,) if isinstance(self.latent_dim, int) else self.latent_dim
+
     def state(self) -> State:
-        """A copy of the parameters that the private copies hold, as a `State`."""
-        return State(self.apply_generator.parameters(), self.apply_discriminator.parameters())
+        """A copy of the parameters and buffers that the private copies hold, as a `State`."""
+        players = self.apply_generator, self.apply_discriminator
+        return State(*(player.parameters() for player in players), {}, {}, *(player.buffers() for player in players))
 
     def load(self, state: State) -> None:
-        """Put a state's parameters into the two modules that were given, for sampling or for `torch.save`."""
+        """Put a state's parameters and buffers into the two modules that were given, for sampling or for `torch.save`."""
         with torch.no_grad():
-            for module, parameters in ((self.generator, state.generator), (self.discriminator, state.discriminator)):
-                for name, parameter in module.named_parameters():
-                    parameter.copy_(parameters[name])
+            for module, values in ((self.generator, state.generator | state.generator_buffers), (self.discriminator, state.discriminator | state.discriminator_buffers)):
+                own = dict(module.named_parameters()) | dict(module.named_buffers())
+                for name, value in values.items():
+                    own[name].copy_(value)
 
     def sample_latents(self, n: int, seed: int, part: int = 0) -> Tensor:
-        """Draw n standard normal latents, (n, latent_dim), a pure function of seed and part on every device; training never draws them.
+        """Draw n latents, (n, latent_dim), a pure function of seed and part on every device; training never draws them.
 
         >>> gan = GAN(nn.Linear(2, 3), nn.Linear(3, 1), latent_dim=2)
         >>> bool((gan.sample_latents(4, seed=1) == gan.sample_latents(4, seed=1)).all())
         True
         """
-        draw = stream("latents", seed, part).standard_normal((n, self.latent_dim))
-        return torch.from_numpy(draw).to(self.device, self.dtype)
+        return torch.from_numpy(draw_latents(stream("latents", seed, part), (n, *self.latent_shape), self.latents)).to(self.device, self.dtype)
 
-    def generate(self, state: State, latents: Tensor) -> Tensor:
-        """Instances (n, ...) that `state`'s generator makes of latents (n, latent_dim); differentiable in the state."""
-        return self.apply_generator(state.generator, latents)
+    def generate(self, state: State, latents: Tensor | tuple) -> Tensor:
+        """Instances (n, ...) as one would deploy them: all layers evaluate, by the moving average where `state` has one; differentiable in the state."""
+        values = state.average or state.generator | state.generator_buffers
+        return self.apply_generator(values, values, *_columns(latents), training=False)[0]
 
-    def discriminate(self, state: State, x: Tensor) -> Tensor:
-        """Logits (n,) that `state`'s discriminator gives to instances (n, ...); differentiable in the state."""
-        return self.apply_discriminator(state.discriminator, x).flatten()
+    def discriminate(self, state: State, x: Tensor | tuple) -> Tensor:
+        """What `state`'s discriminator says of instances (n, ...) when all of its layers evaluate, (n,); differentiable in the state."""
+        return self.apply_discriminator(state.discriminator, state.discriminator_buffers, *_columns(x), training=False)[0].flatten()
+
+    def discriminator_losses(self, real, fake, x: tuple, z: tuple) -> tuple[Tensor | None, Tensor | None]:
+        """The discriminator's loss of every real and of every generated instance, (B,) each.
+
+        Args:
+            real, fake: its output for the real batch, and for the generated one; None where a pass does not have it.
+            x, z: the real batch and the latents, tuples of tensors.
+        """
+        return real if real is None else self.loss.real(real.flatten()), fake if fake is None else self.loss.fake(fake.flatten())
+
+    def generator_losses(self, fake, z: tuple) -> Tensor:
+        """The generator's loss of every generated instance, (B,), of the discriminator's output for them."""
+        return self.loss.generator(fake.flatten())
+
+    @property
+    def own_losses(self) -> bool:
+        """Whether a subclass overrides the losses."""
+        return type(self).discriminator_losses is not GAN.discriminator_losses or type(self).generator_losses is not GAN.generator_losses
 
     def describe(self) -> dict:
-        """What a saved run must find again: parameter names and shapes, loss, weight decay."""
+        """What a saved run must find again: parameter names and shapes, loss, penalty, weight decay."""
         return {
             "generator": {name: list(p.shape) for name, p in self.networks[0].named_parameters()},
             "discriminator": {name: list(p.shape) for name, p in self.networks[1].named_parameters()},
-            "latent_dim": self.latent_dim, "loss": self.loss_name, "weight_decay": self.weight_decay,
+            "latent_dim": self.latent_dim if isinstance(self.latent_dim, int) else list(self.latent_dim), "latents": self.latents,
+            "loss": type(self).__name__ if self.own_losses else self.loss_name, "penalty": repr(self.penalty), "weight_decay": self.weight_decay,
             "dtype": str(self.dtype).removeprefix("torch."),
         }
 
-    def check(self, x: Tensor, batch_size: int = 2) -> None:
-        """Refuse networks whose output is not one pure function per instance, by trying a batch of real instances.
 
-        Raises:
-            ValueError: when shapes do not fit, when data lies outside a last tanh's or sigmoid's range, when a forward pass draws random
-                numbers or leaves something behind, when two calls differ, or when an instance's logit depends on its neighbours.
-        """
-        last = type([*self.networks[0].modules()][-1])
-        low, high = RANGES.get(last, (-math.inf, math.inf))
-        if not low <= x.min() <= x.max() <= high:
-            raise ValueError(f"the generator ends in {last.__name__} and makes numbers within [{low}, {high}], but the "
-                             f"data lies in [{x.min():g}, {x.max():g}]: rescale the data to what can be generated")
-        state, z, x = self.state(), self.sample_latents(batch_size, seed=0), x.split(batch_size)[0]
-        with torch.no_grad():
-            try:
-                fake = self.generate(state, z)
-            except RuntimeError as error:
-                raise ValueError(f"the generator must take latents of shape (B, {self.latent_dim}), as latent_dim={self.latent_dim} says, but refuses "
-                                 f"them ({error}): make the two agree") from error
-            if fake.shape[1:] != x.shape[1:]:
-                raise ValueError(f"the generator makes instances of shape {tuple(fake.shape[1:])}, "
-                                 f"but the data has {tuple(x.shape[1:])}: make the two agree")
-            self._check_network("generator", self.apply_generator, state.generator, z)
-            self._check_network("discriminator", self.apply_discriminator, state.discriminator, x)
+def draw_latents(stream, shape: tuple[int, ...], latents: str):
+    """Latents of a NumPy generator, float64."""
+    return stream.standard_normal(shape) if latents == "normal" else stream.uniform(-1, 1, shape)
 
-    def _check_network(self, player: str, network: Pure, parameters: dict[str, Tensor], inputs: Tensor) -> None:
-        before, random = network.memory(), torch.get_rng_state()
-        together = network(parameters, inputs)
-        drew, again = not torch.equal(random, torch.get_rng_state()), network(parameters, inputs)
-        if player == "discriminator" and together.numel() != len(inputs):
-            raise ValueError("the discriminator must return one logit per instance, (B,) or (B, 1); "
-                             f"for {len(inputs)} instances it returned shape {tuple(together.shape)}")
-        for layer, key in changed(before, network.memory()):
-            raise ValueError(f"the {player} must be a function of its arguments alone, but a forward pass changed {key!r} of its layer {layer}: take out "
-                             "what counts or remembers")
-        if drew or not torch.equal(together, again):
-            raise ValueError(f"the {player} must be a function of its arguments alone, but {'it draws random numbers, so ' if drew else ''}two calls on the "
-                             "same input differ: take out dropout, noise and power iterations, or call .eval() on it")
-        alone = torch.cat([network(parameters, one[None]) for one in inputs[:2]]).reshape(together[:2].shape)
-        if not torch.allclose(together[:2], alone, rtol=1e-3, atol=1e-5):
-            raise ValueError(f"the {player}'s output for one instance must not depend on the others of its batch, but it "
-                             "changed when they were taken away: replace batch statistics by layer or group normalisation")
+
+def _columns(x: Tensor | tuple) -> tuple:
+    return tuple(x) if isinstance(x, (tuple, list)) else (x,)
+
+
+def _rebuild(kind: type[GAN], attributes: dict, random: list[bool]) -> GAN:
+    gan = object.__new__(kind)
+    gan.__dict__ |= attributes
+    gan.loss = named_loss(gan.loss_name) if gan.loss is None else gan.loss
+    gan.apply_generator, gan.apply_discriminator = Pure("generator", gan.generator, random[0]), Pure("discriminator", gan.discriminator, random[1])
+    return gan
 
 
 def _check_parameters(generator: nn.Module, discriminator: nn.Module) -> None:

@@ -8,9 +8,11 @@ from torch import Tensor
 
 
 class State(NamedTuple):
-    """Both players' parameters and optimiser memory at one moment of training.
+    """Everything that training changes, at one moment of it.
 
-    Each field maps names to tensors. A tangent, a cotangent and a stack of many models' states have this type too.
+    Each field maps names to tensors: both players' parameters, what their optimisers remember, the buffers that their layers write
+    (batch normalisation's running statistics, spectral normalisation's u and v), and the generator's moving average, where a run has
+    one. A tangent, a cotangent and a stack of many models' states have this type too.
 
     >>> state = State({"a": torch.ones(2)}, {"w": torch.zeros(3)})
     >>> state.map(lambda p: p + 1).generator["a"]
@@ -21,9 +23,12 @@ class State(NamedTuple):
     discriminator: dict[str, Tensor]
     generator_memory: dict[str, Tensor] = {}
     discriminator_memory: dict[str, Tensor] = {}
+    generator_buffers: dict[str, Tensor] = {}
+    discriminator_buffers: dict[str, Tensor] = {}
+    average: dict[str, Tensor] = {}
 
     def tensors(self) -> list[Tensor]:
-        """All tensors in a fixed order: the generator's, the discriminator's, their optimisers'."""
+        """All tensors in a fixed order, field by field."""
         return [tensor for player in self for tensor in player.values()]
 
     def rebuild(self, tensors: Iterable[Tensor]) -> "State":

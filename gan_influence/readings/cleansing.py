@@ -179,13 +179,12 @@ def _ranked(run: Trajectory, method: str, scores) -> Tensor:
 
 def _warn_of_empty_batches(run: Trajectory, sets: Mapping[tuple[str, int], Tensor], last_epochs: int | None) -> None:
     """A batch without real instances is well defined, as the loss keeps its 1/B; but it trains the discriminator on fakes alone."""
-    start = run.window(last_epochs)
-    drawn = run.draws(start)
+    rows, steps = run.draws(run.window(last_epochs))
     for (method, n), removed in sets.items():
         gone = np.zeros(run.n, dtype=bool)
         gone[removed.numpy()] = True
-        empty = gone[drawn].all(1)
-        if empty.any():
-            warnings.warn(f"the {n} most harmful by {method!r} are all real instances of {empty.sum()} of {len(drawn)} batches (first: step "
-                          f"{start + int(empty.argmax())}), where the discriminator then trains on generated ones alone: remove fewer, or trace back "
+        drawn, left = np.unique(steps), set(steps[~gone[rows]].tolist())
+        if empty := [t for t in drawn.tolist() if t not in left]:
+            warnings.warn(f"the {n} most harmful by {method!r} are all real instances of {len(empty)} of {len(drawn)} batches (first: step "
+                          f"{empty[0]}), where the discriminator then trains on generated ones alone: remove fewer, or trace back "
                           "over more epochs", stacklevel=3)

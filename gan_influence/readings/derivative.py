@@ -4,9 +4,11 @@ import warnings
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
+from ..game.state import State
 from ..tools.streams import torch_stream
-from ..training.dynamics import Batch
+from ..training.plan import Batch, Judge, Make
 from ..training.trajectory import Trajectory
 
 ROWS = 16  #: of the batch that are tried: a derivative that is wrong is wrong for few
@@ -25,17 +27,29 @@ def check_derivative(run: Trajectory) -> None:
 
     Source: the directional test of Griewank and Walther, Evaluating Derivatives, 2008.
     """
+    own = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)  # what losses of one's own make inside
+        return _check(run)
+    finally:
+        torch.set_default_dtype(own)
+
+
+def _check(run: Trajectory) -> None:
     try:
         step, inputs = _double_step(run)
         after, pull = step(inputs, graph=True)
     except RuntimeError as error:
         warnings.warn(f"the derivative of a training step could not be checked, because the networks do not compute in float64 ({error}): compare "
-                      "gi.influence with gi.leave_one_out for a few instances", stacklevel=3)
+                      "gi.influence with gi.leave_one_out for a few instances", stacklevel=4)
         return
     random = torch_stream("derivative", 0)
-    sizes = [p.square().mean().sqrt().clamp(min=1e-3) for p in inputs]
+    # What must stay positive, second moments and variances, moves in proportion to itself.
+    sizes = [p.abs() if name.partition(".")[0] not in State._fields[:2] else p.square().mean().sqrt().clamp(min=1e-3).expand(p.shape)
+             for name, p in zip([*run.states[0].named(), "generator."], inputs)]
+    counted = _counted(run.states[0].rebuild(after))
     for width in (1e-6, 1e-7, 3e-8):
-        cotangent = [torch.randn(p.shape, generator=random, dtype=p.dtype).to(p.device) for p in after]
+        cotangent = [torch.randn(p.shape, generator=random, dtype=p.dtype).to(p.device) * counts for p, counts in zip(after, counted)]
         direction = [size * torch.randn(p.shape, generator=random, dtype=p.dtype).to(p.device) for size, p in zip(sizes, inputs)]
         pulled = pull(cotangent)
         if not all(p.isfinite().all() for p in pulled):
@@ -62,12 +76,14 @@ def check_derivative(run: Trajectory) -> None:
 
 
 def _double_step(run: Trajectory):
-    """The run's last step on a few rows in float64: a function of flat tensors, and where it is taken."""
+    """The run's last step in float64, on a few rows where its plan is cut short: a function of flat tensors, and where it is taken."""
     twin, t = run.double(), run.steps - 1
-    x, z, generator_z, rates = run.batch(t)
-    rows = min(ROWS, len(x), len(z))
-    batch = Batch(*(None if part is None else part[:rows].double() for part in (x, z, generator_z)), tuple(max(LEAST_RATE, rate) for rate in rates))
-    state = run.state(t).map(Tensor.double)
+    batch, state = run.batch(t), run.state(t).map(Tensor.double)
+    weights = run.ones(t).double()
+    if run.gan is not None:
+        batch, weights = _few(batch, weights)
+        batch = tree_map(lambda a: a.double() if isinstance(a, Tensor) and a.is_floating_point() else a, batch._replace(plan=None))._replace(
+            plan=batch.plan, learning_rate=tree_map(lambda rate: max(LEAST_RATE, rate), batch.learning_rate))
 
     def step(flat: list[Tensor], graph: bool = False):
         here, weights = state.rebuild(flat[:-1]), flat[-1]
@@ -82,7 +98,34 @@ def _double_step(run: Trajectory):
 
         return after.tensors(), pull_flat
 
-    return step, [*state.tensors(), torch.ones(rows, dtype=torch.float64, device=x.device)]
+    return step, [*state.tensors(), weights]
+
+
+def _few(batch: Batch, weights: Tensor) -> tuple[Batch, Tensor]:
+    """The batch with at most ROWS rows in every piece that its plan names."""
+    def cut(first: int, last: int) -> tuple[int, int]:
+        return first, min(last, first + ROWS)
+
+    plan = []
+    for event in batch.plan:
+        if isinstance(event, Make):
+            event = event._replace(rows=cut(*event.rows))
+        elif isinstance(event, Judge):
+            event = event._replace(parts=tuple((kind, *cut(*where[:2]), *where[2:]) if kind != "fake" else (kind, *where) for kind, *where in event.parts))
+        plan.append(event)
+    return batch._replace(plan=tuple(plan)), weights
+
+
+def _counted(after: State) -> list[Tensor | float]:
+    """0 where an optimiser divides rounding noise by rounding noise, whose derivative is not taken; 1 elsewhere."""
+    counts = dict.fromkeys(after.named(), 1.0)
+    for player, memory in (("generator", after.generator_memory), ("discriminator", after.discriminator_memory)):
+        for kind in ("exp_avg_sq", "square_avg"):
+            largest = max((float(v.max()) for key, v in memory.items() if key.startswith(kind + ".")), default=0.0)
+            for key, v in memory.items():
+                if key.startswith(kind + "."):
+                    counts[f"{player}.{key.partition('.')[2]}"] = (v > 1e-24 * largest).to(v.dtype)
+    return list(counts.values())
 
 
 def _dot(a: list[Tensor], b: list[Tensor]) -> Tensor:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -20,7 +19,7 @@ from .judging import Metric, direction, metrics_of, name_of, one_instance, settl
 
 def influence(run: Trajectory, metric: Metric | Mapping[str, Metric], last_epochs: int | None = None,
               method: Literal["itd", "aid"] = "itd", compile: bool = False, iterations: int = 10_000,
-              tolerance: float = 1e-12) -> Tensor | dict[str, Tensor]:
+              tolerance: float = 1e-12, last_steps: int | None = None) -> Tensor | dict[str, Tensor]:
     """Predict, for every training instance, how a metric would change if it had been absent.
 
     The metric's gradient u is pulled back through the run. At every step the product of u with the derivative by the
@@ -31,6 +30,7 @@ def influence(run: Trajectory, metric: Metric | Mapping[str, Metric], last_epoch
         run: a recorded run.
         metric: a differentiable callable metric(gan, state) -> scalar, or a dict of them; one sweep serves all.
         last_epochs: trace back this many epochs (k); removal before them is not counted. None means the whole run.
+        last_steps: the same window in steps.
         method: "itd" differentiates the recorded steps (iterative differentiation). "aid" assumes that the last state is a
             fixed point of training and solves for the influence there, without the trajectory (approximate implicit differentiation).
         compile: compile the pull-back first (half a minute, once per run; needs a C++ compiler), for long windows.
@@ -54,7 +54,7 @@ def influence(run: Trajectory, metric: Metric | Mapping[str, Metric], last_epoch
     torch.Size([200])
     """
     metrics = metrics_of(metric)
-    start = run.window(last_epochs)
+    start = run.window(last_epochs, last_steps)
     cotangents = [_gradient(run, m) for m in metrics.values()]
     check_derivative(run)
     if method == "itd":
@@ -66,13 +66,13 @@ def influence(run: Trajectory, metric: Metric | Mapping[str, Metric], last_epoch
     return dict(zip(metrics, scores)) if isinstance(metric, Mapping) else scores[0]
 
 
-def parameter_influence(run: Trajectory, j: int, last_epochs: int | None = None) -> State:
+def parameter_influence(run: Trajectory, j: int, last_epochs: int | None = None, last_steps: int | None = None) -> State:
     """Predict how the removal of one instance moves every parameter, by pushing a tangent forward through the run.
 
     Args:
         run: a recorded run.
         j: the instance.
-        last_epochs: count its removal from the start of the last k epochs. None means the whole run.
+        last_epochs, last_steps: count its removal from the start of the last k epochs, or of so many steps. None means the whole run.
 
     Returns:
         The predicted final state without j minus the one with j, as a State. Its product with a metric's gradient is
@@ -88,16 +88,16 @@ def parameter_influence(run: Trajectory, j: int, last_epochs: int | None = None)
     >>> gi.parameter_influence(run, 7, last_epochs=1).generator["0.weight"].shape
     torch.Size([32, 10])
     """
-    start, j = run.window(last_epochs), one_instance(run, j)
-    drawn = np.flatnonzero((run.draws(start) == j).any(1))
-    first = start + int(drawn[0]) if len(drawn) else run.steps
+    start, j = run.window(last_epochs, last_steps), one_instance(run, j)
+    rows, steps = run.draws(start)
+    first = int(steps[rows == j][0]) if (rows == j).any() else run.steps
     state = run.state(first)
     tangent = state.map(torch.zeros_like)
     for t in range(first, run.steps):
-        removed = (run.schedule.indices(t).to(run.x.device) == j).to(run.x.dtype)
-        with forward_ad.dual_level(), torch.enable_grad(), deterministic(run.x.device):
+        removed = (run.schedule.indices(t).to(run.rows.device) == j).to(run.rows.dtype)
+        with forward_ad.dual_level(), torch.enable_grad(), deterministic(run.rows.device):
             dual = state.rebuild(map(forward_ad.make_dual, state.tensors(), tangent.tensors()))
-            weights = forward_ad.make_dual(run.ones(), -removed)
+            weights = forward_ad.make_dual(run.ones(t), -removed)
             after = run.dynamics.step(dual, run.batch(t), weights)
             pairs = [forward_ad.unpack_dual(p) for p in after.tensors()]
         state = state.rebuild(pair.primal.detach() for pair in pairs)
@@ -121,14 +121,15 @@ def _gradient(run: Trajectory, metric: Metric) -> State:
     parameters = state.tensors()
 
     def differentiate() -> tuple[float, Sequence[Tensor | None]]:
-        with torch.enable_grad(), deterministic(run.x.device):
+        with torch.enable_grad(), deterministic(run.rows.device):
             found = value(metric, run.gan, state)
             return found.item(), torch.autograd.grad(found, parameters, allow_unused=True) if found.requires_grad else [None] * len(parameters)
 
     found, gradient = in_chunks_that_fit(metric, differentiate)
     settled(run, metric, found)
     name = name_of(metric)
-    if all(g is None for g in gradient[: len(state.generator)]):
+    reached = state.rebuild(g is not None for g in gradient)
+    if not any(any(field.values()) for field in (reached.generator, reached.generator_buffers, reached.average)):
         raise ValueError(f"influence assumes that the metric depends on the generator, but {name} does not reach it: build its value "
                          "from gan.generate(state, latents), without detaching and without numpy")
     cotangent = state.rebuild(torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradient))
@@ -166,7 +167,7 @@ def _segment(run: Trajectory, dynamics: Dynamics, a: int, b: int, cotangents: Se
     for first in reversed(firsts):
         state, pulls = states.pop(), []
         for t in range(first, min(first + length, b)):
-            state, pull = dynamics.linearize(state, run.batch(t), run.ones(), reusable=len(cotangents) > 1)
+            state, pull = dynamics.linearize(state, run.batch(t), run.ones(t), reusable=len(cotangents) > 1)
             pulls.append(pull)
         while pulls:
             pull = pulls.pop()

@@ -22,7 +22,7 @@ CACHED = 32 * 2**20  # bytes of their steps' graphs up to which models on a CPU 
 
 
 def retrain(run: Trajectory, remove: Iterable, last_epochs: int | None = None, models_at_once: int | None = None,
-            compile: bool = False) -> State | list[State]:
+            compile: bool = False, last_steps: int | None = None) -> State | list[State]:
     """Run the last epochs again without some training instances.
 
     The counterfactual starts from the recorded state at the window's start and meets the same instances, latents and
@@ -31,7 +31,7 @@ def retrain(run: Trajectory, remove: Iterable, last_epochs: int | None = None, m
     Args:
         run: a recorded run.
         remove: instances to remove together, in any collection; or a list of such sets, trained many at once.
-        last_epochs: the window k; None retrains from the first step.
+        last_epochs, last_steps: the window, in epochs or in steps; None retrains from the first step.
         models_at_once: how many models are trained together; halved by itself when memory runs out.
         compile: compile the step of so many models first (half a minute; needs a C++ compiler), for long windows.
 
@@ -55,7 +55,7 @@ def retrain(run: Trajectory, remove: Iterable, last_epochs: int | None = None, m
     many = any(isinstance(one, Iterable) and getattr(one, "ndim", 1) for one in remove) if isinstance(remove, (list, Set)) else getattr(remove, "ndim", 1) == 2
     sets = [instance_set(run, one) for one in (remove if many else [remove])]
     states = [run.final for _ in sets]
-    for which, stacked in counterfactuals(run, sets, run.window(last_epochs), models_at_once, compile):
+    for which, stacked in counterfactuals(run, sets, run.window(last_epochs, last_steps), models_at_once, compile):
         for i, state in zip(which, unstack(stacked)):
             states[i] = state.map(Tensor.clone)
     return states if many else states[0]
@@ -63,14 +63,14 @@ def retrain(run: Trajectory, remove: Iterable, last_epochs: int | None = None, m
 
 def leave_one_out(run: Trajectory, metric, instances: Iterable[int], last_epochs: int | None = None,
                   models_at_once: int | None = None, compile: bool = False, executor: Executor | None = None,
-                  folder: str | os.PathLike | None = None) -> Tensor | dict[str, Tensor]:
+                  folder: str | os.PathLike | None = None, last_steps: int | None = None) -> Tensor | dict[str, Tensor]:
     """Measure, by actually retraining without it, how a metric changes when one instance is absent.
 
     Args:
         run: a recorded run.
         metric: a callable metric(gan, state) -> scalar, or a dict of them.
         instances: which ones, each removed alone.
-        last_epochs: the window k; None retrains from the first step.
+        last_epochs, last_steps: the window, in epochs or in steps; None retrains from the first step.
         models_at_once: how many models are trained together; halved by itself when memory runs out.
         compile: compile the step of so many models first (half a minute; needs a C++ compiler), for long windows.
         executor: spreads the models over the workers of any `concurrent.futures.Executor`, such as a process pool, or
@@ -93,7 +93,7 @@ def leave_one_out(run: Trajectory, metric, instances: Iterable[int], last_epochs
     metrics = metrics_of(metric)
     sets = list(instance_set(run, instances, once=False)[:, None])
     truth = {name: torch.zeros(len(sets), dtype=torch.float64) for name in metrics}
-    task = run, metrics, sets, last_epochs, models_at_once, compile
+    task = run, metrics, sets, run.window(last_epochs, last_steps), models_at_once, compile
     measured = _here(*task) if executor is None else _spread(*task, executor, folder)
     with progress(total=len(sets), desc="leave-one-out", unit="model") as bar:
         for which, changes in measured:
@@ -107,45 +107,46 @@ Measured = Iterator[tuple[list[int], dict[str, Tensor]]]  # positions in `sets`,
 
 
 @torch.no_grad()
-def _here(run: Trajectory, metrics: Mapping, sets: list[Tensor], last_epochs: int | None, models_at_once: int | None, compile: bool) -> Measured:
+def _here(run: Trajectory, metrics: Mapping, sets: list[Tensor], start: int, models_at_once: int | None, compile: bool) -> Measured:
     before = {name: value(m, run.gan, run.final) for name, m in metrics.items()}
     for name, m in metrics.items():
         settled(run, m, before[name].item())
-    for which, stacked in counterfactuals(run, sets, run.window(last_epochs), models_at_once, compile):
+    for which, stacked in counterfactuals(run, sets, start, models_at_once, compile):
         states = unstack(stacked)
         yield which, {name: torch.stack([value(m, run.gan, state) - before[name] for state in states[:len(which)]]).to("cpu", torch.float64)
                       for name, m in metrics.items()}
 
 
-def _spread(run: Trajectory, metrics: Mapping, sets: list[Tensor], last_epochs: int | None, models_at_once: int | None, compile: bool,
+def _spread(run: Trajectory, metrics: Mapping, sets: list[Tensor], start: int, models_at_once: int | None, compile: bool,
             executor: Executor, folder: str | os.PathLike | None) -> Measured:
     # One task per group of models, so that no worker trains fewer at once than a single process would. A task that a cluster
     # runs twice gives the same numbers twice, of which one is kept.
     if folder is None:
         with tempfile.TemporaryDirectory() as folder:
-            yield from _spread(run, metrics, sets, last_epochs, models_at_once, compile, executor, folder)
+            yield from _spread(run, metrics, sets, start, models_at_once, compile, executor, folder)
         return
-    folder, device = os.path.abspath(folder), run.x.device
+    folder, device = os.path.abspath(folder), run.rows.device
     run.save(folder)
-    save_file({"x": run.x.cpu().contiguous()}, os.path.join(folder, "data.safetensors"))
+    save_file({f"{i:02}": column.cpu().contiguous() for i, column in enumerate(run.rows.columns)}, os.path.join(folder, "data.safetensors"))
     gan = run.gan.copy()
     gan.to("cpu")  # a GPU's memory does not travel
-    waiting, size = _order(run, sets, run.window(last_epochs), models_at_once)
+    waiting, size = _order(run, sets, start, models_at_once)
     shards = [[i for i, _ in waiting[first:first + size]] for first in range(0, len(waiting), size)]
-    tasks = {executor.submit(leave_one_out_shard, folder, gan, run.optimizer, str(device), metrics, [int(sets[i]) for i in which], last_epochs,
+    tasks = {executor.submit(leave_one_out_shard, folder, gan, run.rows.read, run.dynamics.optimizers, str(device), metrics, [int(sets[i]) for i in which], run.steps - start,
                              size, compile, torch.get_num_threads()): which for which in shards}
     for task in as_completed(tasks):
         yield tasks[task], task.result()
 
 
-def leave_one_out_shard(folder: str, gan, optimizer, device: str, metrics: Mapping, instances: list[int], last_epochs: int | None,
+def leave_one_out_shard(folder: str, gan, read, optimizer, device: str, metrics: Mapping, instances: list[int], last_steps: int,
                         models_at_once: int, compile: bool, threads: int) -> dict[str, Tensor]:
     """Leave-one-out of some instances from the run saved in a folder: what `leave_one_out` asks its executor's workers to do."""
     torch.set_num_threads(threads)  # the last digits depend on it
     gan = gan.copy()  # threads share what they are given, and a network computes for one at a time
     gan.to(device)
-    x = load_file(os.path.join(folder, "data.safetensors"), device)["x"]
-    return leave_one_out(Trajectory.load(folder, gan, x, optimizer), metrics, instances, last_epochs, models_at_once, compile)
+    columns = load_file(os.path.join(folder, "data.safetensors"), device)
+    x = read if read is not None else columns["00"] if len(columns) == 1 else tuple(columns[name] for name in sorted(columns))
+    return leave_one_out(Trajectory.load(folder, gan, x, optimizer), metrics, instances, None, models_at_once, compile, last_steps=last_steps or None)
 
 
 def fractional_leave_one_out(run: Trajectory, metric, instances: Iterable[int], fraction: float, last_epochs: int | None = None) -> Tensor:
@@ -186,21 +187,22 @@ def counterfactuals(run: Trajectory, sets: list[Tensor], start: int, models_at_o
 
 def _order(run: Trajectory, sets: list[Tensor], start: int, models_at_once: int | None) -> tuple[list[tuple[int, int]], int]:
     """The sets that the window draws from, as (position in `sets`, step of the first removal) in the order of that step; and how many at once."""
-    drawn = run.draws(start)
     first = np.full(run.n, run.steps)
-    np.minimum.at(first, drawn, np.arange(start, run.steps)[:, None])
+    np.minimum.at(first, *run.draws(start))
     joins = [int(first[one.numpy()].min()) if len(one) else run.steps for one in sets]
     waiting = sorted(((i, join) for i, join in enumerate(joins) if join < run.steps), key=lambda one: one[1])
-    if models_at_once is None:
-        models_at_once = MODELS_AT_ONCE.get(run.x.device.type, 32)
-        if run.x.device.type == "cpu" and waiting:
+    if run.dynamics.stacked is None:
+        models_at_once = 1
+    elif models_at_once is None:
+        models_at_once = MODELS_AT_ONCE.get(run.rows.device.type, 32)
+        if run.rows.device.type == "cpu" and waiting:
             models_at_once = max(1, min(models_at_once, CACHED // run.graph_bytes))
     size = min(whole("models_at_once", models_at_once), max(1, len(waiting)))
     return waiting, -(-len(waiting) // -(-len(waiting) // size)) if waiting else size  # groups of one size
 
 
 def _run_group(run: Trajectory, sets: list[Tensor], start: int, size: int, compile: bool, weight: float) -> State:
-    keep = torch.ones(size, run.n, dtype=run.x.dtype, device=run.x.device)  # a last, smaller group is filled up with the recorded run
+    keep = torch.ones(size, run.n, dtype=run.rows.dtype, device=run.rows.device)  # a last, smaller group is filled up with the recorded run
     for row, one in zip(keep, sets):
         row[one.to(keep.device)] = weight
     state = run.state(start)

@@ -1,9 +1,13 @@
 """How a GAN is trained, as a value: one pure step, and the run that it makes."""
 
-from .dynamics import Batch, Dynamics
+from .dynamics import Dynamics
+from .known import NotUnderstood
 from .keeping import trajectory_bytes
-from .optimizers import SGD
+from .making import record, train
+from .optimizers import SGD, Adam, AdamW, RMSprop
+from .plan import Batch
+from .recorder import Recorder
 from .schedule import RecordedSchedule, Schedule
-from .trajectory import Trajectory, train
+from .trajectory import Trajectory
 
-__all__ = ["SGD", "Batch", "Dynamics", "RecordedSchedule", "Schedule", "Trajectory", "train", "trajectory_bytes"]
+__all__ = ["SGD", "Adam", "AdamW", "Batch", "Dynamics", "NotUnderstood", "RMSprop", "RecordedSchedule", "Recorder", "Schedule", "Trajectory", "record", "train", "trajectory_bytes"]

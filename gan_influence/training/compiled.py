@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from ..game.state import State
-from .dynamics import Batch, Dynamics, Pull
+from .dynamics import Dynamics, Pull
+from .plan import Batch
 
 
 class CompiledDynamics:
@@ -27,14 +29,14 @@ class CompiledDynamics:
     def step(self, state: State, batch: Batch, weights: Tensor) -> State:
         """`Dynamics.step`, without a graph."""
         arguments = _arguments(state, batch, weights)
-        step = self._get("step", arguments, lambda *flat: self.dynamics.step(*_unflatten(state, batch, flat)).tensors())
+        step = self._get("step", batch, arguments, lambda *flat: self.dynamics.step(*_unflatten(state, batch, flat)).tensors())
         return state.rebuild(step(*arguments))
 
     def linearize(self, state: State, batch: Batch, weights: Tensor, reusable: bool = True) -> tuple[State, Pull]:
         """`Dynamics.linearize`; it does not take the step, and returns the state it was given."""
         def pull(cotangent: State) -> tuple[State, Tensor]:
             arguments = [*(c.contiguous() for c in cotangent.tensors()), *_arguments(state, batch, weights)]  # convolutions return other layouts
-            *pulled, row = self._get("pull", arguments, flat_pull)(*arguments)
+            *pulled, row = self._get("pull", batch, arguments, flat_pull)(*arguments)
             return state.rebuild(pulled), row
 
         def flat_pull(*flat: Tensor) -> list[Tensor]:
@@ -45,8 +47,8 @@ class CompiledDynamics:
 
         return state, pull
 
-    def _get(self, what: str, arguments: list[Tensor], function: Callable) -> Callable:
-        key = what, *(a.shape for a in arguments)
+    def _get(self, what: str, batch: Batch, arguments: list[Tensor], function: Callable) -> Callable:
+        key = what, batch.plan, *(a.shape for a in arguments)
         if key not in self._ready:
             self._ready[key] = _compile(function, arguments)
         return self._ready[key]
@@ -54,14 +56,19 @@ class CompiledDynamics:
 
 def _arguments(state: State, batch: Batch, weights: Tensor) -> list[Tensor]:
     like = {"dtype": weights.dtype, "device": weights.device}
-    rates = [torch.tensor(rate, **like) for rate in batch.learning_rate]  # as tensors, or every rate would be compiled anew
-    return [*(p.contiguous() for p in state.tensors()), weights, *rates, *(a for a in batch[:3] if a is not None)]
+    # Rates and counts as tensors, or every one of them would be compiled anew.
+    return [*(p.contiguous() for p in state.tensors()), weights, *(a if isinstance(a, Tensor) else torch.tensor(float(a), **like) for a in tree_leaves(_drawn(batch)))]
 
 
 def _unflatten(state: State, batch: Batch, flat: tuple[Tensor, ...]) -> tuple[State, Batch, Tensor]:
     n = len(state.tensors())
-    weights, rate_g, rate_d, x, z, *generator_z = flat[n:]
-    return state.rebuild(flat[:n]), Batch(x, z, *generator_z or [None], (rate_g, rate_d)), weights
+    weights, *drawn = flat[n:]
+    return state.rebuild(flat[:n]), Batch(**tree_unflatten(drawn, tree_structure(_drawn(batch))), plan=batch.plan), weights
+
+
+def _drawn(batch: Batch) -> dict:
+    return {name: part for name, part in batch._asdict().items() if name not in ("plan", "dice") and part is not None} | ({} if batch.generator_z is not None
+                                                                                                                      else {"generator_z": ()})
 
 
 def _compile(function: Callable, arguments: list[Tensor]) -> Callable:

@@ -1,6 +1,7 @@
 """Which states a run keeps, and what they cost."""
 
 from ..game.gan import GAN
+from ..game.state import State
 from ..tools.checks import whole
 from .dynamics import Dynamics
 from .optimizers import SGD
@@ -17,31 +18,30 @@ def default_stride(steps: int, steps_per_epoch: int) -> int:
     return max(d for d in range(1, steps_per_epoch + 1) if steps_per_epoch % d == 0 and (d == 1 or 4 * d * d <= steps))
 
 
-def default_dense_epochs(gan: GAN, steps_per_epoch: int) -> int:
+def default_dense_epochs(state: State, steps_per_epoch: int) -> int:
     """Last epochs of which every state is kept: one for convolutional networks, if it takes no more than DENSE_BYTES; else none.
 
     >>> import gan_influence as gi
-    >>> default_dense_epochs(gi.models.dcgan(), 500), default_dense_epochs(gi.models.fcgan(), 500)
+    >>> default_dense_epochs(gi.models.dcgan().state(), 500), default_dense_epochs(gi.models.fcgan().state(), 500)
     (1, 0)
     """
-    state = gan.state()
     convolutional = any(p.ndim > 2 for p in state.tensors())
     return int(convolutional and steps_per_epoch * state.nbytes <= DENSE_BYTES)
 
 
-def kept_steps(gan: GAN, steps: int, steps_per_epoch: int, stride: int, dense_epochs: int | None) -> set[int]:
+def kept_steps(state: State, steps: int, steps_per_epoch: int, stride: int, dense_epochs: int | None) -> set[int]:
     """Which of the states 0..T a run keeps: one every `stride` steps, all of the last `dense_epochs` epochs, and the last.
 
     >>> import gan_influence as gi
-    >>> sorted(kept_steps(gi.models.fcgan(), steps=8, steps_per_epoch=2, stride=3, dense_epochs=1))
+    >>> sorted(kept_steps(gi.models.fcgan().state(), steps=8, steps_per_epoch=2, stride=3, dense_epochs=1))
     [0, 3, 6, 7, 8]
     """
-    dense_epochs = default_dense_epochs(gan, steps_per_epoch) if dense_epochs is None else whole("dense_epochs", dense_epochs, least=0)
+    dense_epochs = default_dense_epochs(state, steps_per_epoch) if dense_epochs is None else whole("dense_epochs", dense_epochs, least=0)
     return {*range(0, steps, stride), *range(max(0, steps - dense_epochs * steps_per_epoch), steps + 1)}
 
 
-def trajectory_bytes(gan: GAN, n: int, epochs: int, batch_size: int = 100, optimizer: SGD | None = None, stride: int | None = None,
-                     dense_epochs: int | None = None) -> int:
+def trajectory_bytes(gan: GAN, n: int, epochs: int, batch_size: int = 100, optimizer=None, stride: int | None = None, dense_epochs: int | None = None,
+                     average: float | None = None) -> int:
     """What a run's kept states will occupy, in bytes, before it is trained.
 
     >>> import gan_influence as gi
@@ -49,6 +49,5 @@ def trajectory_bytes(gan: GAN, n: int, epochs: int, batch_size: int = 100, optim
     8.73486328125
     """
     steps_per_epoch = n // batch_size
-    steps = epochs * steps_per_epoch
-    stride = stride or default_stride(steps, steps_per_epoch)
-    return len(kept_steps(gan, steps, steps_per_epoch, stride, dense_epochs)) * Dynamics(gan, optimizer or SGD(1e-3)).initial().nbytes
+    steps, state = epochs * steps_per_epoch, Dynamics(gan, optimizer or SGD(1e-3), average=average).initial()
+    return len(kept_steps(state, steps, steps_per_epoch, stride or default_stride(steps, steps_per_epoch), dense_epochs)) * state.nbytes
