@@ -116,6 +116,60 @@ def image_ratios(repeats: int) -> dict[str, float]:
             "DCGAN, three metrics / one": one["3 metrics"] / one["1 metrics"]}
 
 
+def rule_ratios(repeats: int) -> dict[str, float]:
+    """Influence through an epoch of FCGAN under other optimisers and with other layers, as a ratio to that epoch's own training."""
+    result = {}
+    for name, optimizer, layer, options in (
+            ("momentum", gi.SGD(1e-3, momentum=0.9), None, {}), ("Adam", gi.Adam(1e-3), None, {}), ("Adam, average", gi.Adam(1e-3), None, {"average": 0.99}),
+            ("Adam, batch norm", gi.Adam(1e-3), "batch", {}), ("Adam, spectral norm", gi.Adam(1e-3), "spectral", {})):
+        gan, x = normed(layer), gi.data.normal_2d(4_000).train
+        run = gi.train(gan, x, 2, 100, optimizer, "alternating", **options)
+        cotangent, start = _gradient(run, gi.metrics.AverageLogLikelihood(x[:500], gan.sample_latents(500, seed=1))), run.window(WINDOW)
+        found = rounds({"over": lambda: _sweep(run, [cotangent], start, compile=False), "under": lambda: run.replay(start)}, repeats)  # noqa: B023
+        result[f"{name}, influence of all / its own epoch"] = statistics.median(one["over"] / one["under"] for one in found)
+    return result
+
+
+def normed(layer: str | None) -> gi.GAN:
+    """FCGAN, with a normalisation in both networks, or in the discriminator."""
+    gan = gi.models.fcgan()
+    generator, discriminator = gan.generator, gan.discriminator
+    if layer == "batch":
+        generator, discriminator = (torch.nn.Sequential(*(part for one in net for part in (
+            [one, torch.nn.BatchNorm1d(one.out_features).double()] if isinstance(one, torch.nn.Linear) and one is not net[-1] else [one]))) for net in gan.networks)
+    if layer == "spectral":
+        for one in discriminator:
+            if isinstance(one, torch.nn.Linear):
+                torch.nn.utils.parametrizations.spectral_norm(one)
+    return gi.GAN(generator, discriminator, gan.latent_dim)
+
+
+def recorder_ratio(repeats: int, steps: int = 1_000) -> dict[str, float]:
+    """An ordinary loop of FCGAN with a recorder watching, as a ratio to the loop alone."""
+    x = gi.data.normal_2d(10_000).train
+
+    def loop(recorded: bool, kind: type[torch.optim.Optimizer]) -> None:
+        generator, discriminator = gi.models.fcgan().networks
+        optimizers = [kind(module.parameters(), 1e-3) for module in (generator, discriminator)]
+        recorder = gi.Recorder(generator, discriminator, *optimizers, x) if recorded else None
+        for _ in range(steps):
+            fake = generator(torch.randn(100, 10, dtype=x.dtype))
+            optimizers[1].zero_grad()
+            (F.softplus(-discriminator(x[torch.randint(len(x), (100,))])).mean() + F.softplus(discriminator(fake.detach())).mean()).backward()
+            optimizers[1].step()
+            optimizers[0].zero_grad()
+            F.softplus(-discriminator(fake)).mean().backward()
+            optimizers[0].step()
+        if recorder:
+            recorder.stop()
+
+    result = {}
+    for kind in (torch.optim.SGD, torch.optim.Adam):
+        found = rounds({"over": lambda: loop(True, kind), "under": lambda: loop(False, kind)}, repeats)  # noqa: B023
+        result[f"a loop with {kind.__name__}, recorded / alone"] = statistics.median(one["over"] / one["under"] for one in found)
+    return result
+
+
 def in_a_fresh_process(script: str) -> float:
     return float(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
 
@@ -137,10 +191,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7, help="rounds over all variants (default 7)")
     parser.add_argument("--images", action="store_true", help="only DCGAN's ratios, which take minutes")
+    parser.add_argument("--rules", action="store_true", help="only other optimisers and layers, and the recorder")
     torch.set_num_threads(1)
     options = parser.parse_args()
-    if options.images:
-        for name, value in image_ratios(options.repeats).items():
+    if options.images or options.rules:
+        for name, value in (image_ratios(options.repeats) if options.images else rule_ratios(options.repeats) | recorder_ratio(options.repeats)).items():
             print(f"{value:8.2f}  {name}")
         return
     result = ratios(options.repeats)

@@ -1,5 +1,6 @@
 """What bad input gets: a sentence that names the assumption, what was seen, and what to do."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,42 +15,108 @@ def gan_with(*layers, player="discriminator", output=1):
     return gi.GAN(players["generator"].double(), players["discriminator"].double(), latent_dim=3)
 
 
+class OwnBatchNorm(nn.BatchNorm1d):
+    pass
+
+
 @pytest.mark.parametrize("player", ["generator", "discriminator"])
-@pytest.mark.parametrize("layer, message", [(nn.BatchNorm1d(4), "BatchNorm1d, which mixes the instances of a batch: use GroupNorm"),
-                                            (nn.Dropout(0.2), "Dropout, which draws random numbers: remove it")])
-def test_layers_that_couple_instances_are_refused(player, layer, message):
-    with pytest.raises(ValueError, match=f"layer '1' of the {player} is {message}"):
+@pytest.mark.parametrize("layer, message", [
+    (nn.BatchNorm1d(4, momentum=None),
+     r"BatchNorm1d, averages its statistics over all batches \(momentum=None\): use nn.BatchNorm1d, 2d or 3d with a momentum"),
+    (OwnBatchNorm(4), "OwnBatchNorm, is not torch's own BatchNorm: use nn.BatchNorm1d"), (nn.SyncBatchNorm(4), "SyncBatchNorm, is not torch's own BatchNorm"),
+])
+def test_batch_norms_without_a_pure_form_are_refused(player, layer, message):
+    with pytest.raises(ValueError, match=f"layer '1' of the {player}, {message}"):
         gan_with(layer.train(), player=player)
-    gan_with(layer.eval(), player=player)  # a fixed affine map, or nothing: harmless
+    gan_with(layer.eval(), player=player)  # a fixed affine map: harmless
 
 
-class Batchwise(nn.Module):
+class Centred(nn.Module):
     def forward(self, x):
         return x - x.mean(0)
 
 
-class Noisy(nn.Module):
+class SharedDeviation(nn.Linear):
+    """Minibatch standard deviation, as StyleGAN's discriminators have it."""
+
+    def __init__(self):
+        super().__init__(5, 4)
+
     def forward(self, x):
-        return x + 0.1 * torch.randn_like(x)
+        return super().forward(torch.cat([x, (x.var(0) + 1e-8).sqrt().mean().expand(len(x), 1)], 1))
 
 
-@pytest.mark.parametrize("layer, message", [(Batchwise(), "must not depend on the others of its batch"), (Noisy(), "two calls on the same input differ")])
-def test_home_made_coupling_is_found_by_trying(layer, message):
+class NumpyNoise(nn.Module):
+    def forward(self, x):
+        return x + 0.1 * torch.from_numpy(np.random.standard_normal(x.shape))
+
+
+class Counting(nn.Module):
+    """What it counts decides nothing yet, and is in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen += 1
+        return x
+
+
+@pytest.mark.parametrize("player, layer, message", [
+    ("discriminator", Centred(), r"layer '1' \(Centred\) gave another when one of them was taken away"),
+    ("discriminator", SharedDeviation(),
+     r"layer '1' \(SharedDeviation\) gave another.*a minibatch standard deviation, or packing, has no pure form; take it out"),
+    *((player, *broken) for player in ("generator", "discriminator") for broken in (
+        (NumpyNoise(), f"the {player} must be a function of its arguments and of torch's seed.*take out what draws from numpy"),
+        (Counting(), rf"the {player} must be a function.*changed 'seen' of its layer '1' \(Counting\): take out what counts"))),
+])
+def test_home_made_coupling_noise_and_memory_are_found_by_trying(player, layer, message):
     with pytest.raises(ValueError, match=message):
-        gi.train(gan_with(layer), tiny_data(), 1, 6)
+        gi.train(gan_with(layer, player=player), tiny_data(), 1, 6)
 
 
-@pytest.mark.parametrize("last, low, high", [(nn.Tanh, -1, 1), (nn.Sigmoid, 0, 1)])
+def test_packed_instances_are_refused():
+    packed = nn.Sequential(nn.Unflatten(0, (-1, 2)), nn.Flatten(), nn.Linear(4, 1)).double()
+    with pytest.raises(ValueError, match=r"for 4 instances it returned shape \(2, 1\): minibatch packing has no instance to remove"):
+        gi.train(gi.GAN(nn.Linear(3, 2).double(), packed, latent_dim=3), tiny_data(), 1, 6)
+
+
+class FunctionalTanh(nn.Module):
+    def forward(self, x):
+        return torch.tanh(x)
+
+
+class Inside(nn.Sequential):
+    """A Tanh that is registered last, but used inside."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(3, 4), nn.Linear(4, 2), nn.Tanh())
+
+    def forward(self, z):
+        return self[1](self[2](self[0](z)))
+
+
+@pytest.mark.parametrize("last, low, high", [(nn.Tanh, -1, 1), (nn.Sigmoid, 0, 1), (FunctionalTanh, -1, 1)])
 def test_data_that_cannot_be_generated(last, low, high):
     gan = gi.GAN(nn.Sequential(nn.Linear(3, 2), last()), nn.Linear(2, 1), latent_dim=3)
     inside = low + (high - low) * torch.rand(20, 2)
     gi.train(gan, inside, epochs=1, batch_size=10)
-    with pytest.raises(ValueError, match=rf"ends in {last.__name__} and makes numbers within \[{low}, {high}\], but the data lies in .*255.*: rescale"):
-        gi.train(gan, torch.cat([inside, torch.tensor([[low, 255.0]])]), epochs=1, batch_size=10)
+    outside = torch.cat([torch.tensor([[low, 255.0]]), inside])
+    with pytest.raises(ValueError, match=rf"the generator makes numbers within \[{low}, {high}\], but the data lies in .*255\]: rescale"):
+        gi.train(gan, outside, epochs=1, batch_size=10)
+    gi.train(gi.GAN(Inside(), nn.Linear(2, 1), latent_dim=3), outside / 100, epochs=1, batch_size=10)
+
+
+def test_data_that_cannot_be_generated_in_the_last_row():
+    gan, x = gi.GAN(nn.Sequential(nn.Linear(3, 2), nn.Tanh()), nn.Linear(2, 1), latent_dim=3), torch.rand(20, 2)
+    x[-1] = 255
+    with pytest.raises(ValueError, match=r"the generator makes numbers within \[-1, 1\], but the data lies in .*255\]: rescale"):
+        gi.train(gan, x, epochs=1, batch_size=10)
 
 
 def test_shapes_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"one logit per instance.*for 6 instances it returned shape \(6, 3\)"):
+    with pytest.raises(ValueError, match=r"one number per instance.*for 4 instances it returned shape \(4, 3\).*override GAN.discriminator_losses"):
         gi.train(gan_with(output=3), tiny_data(), 1, 6)
     with pytest.raises(ValueError, match=r"instances of shape \(2,\), but the data has \(5,\)"):
         gi.train(tiny_gan(), torch.zeros(10, 5), 1, 6)

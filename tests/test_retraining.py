@@ -148,7 +148,7 @@ def test_a_model_joins_where_its_instance_first_appears(monkeypatch):
 
 def test_an_instance_never_drawn_changes_nothing():
     run = tiny_run(n=27)
-    absent = np.setdiff1d(np.arange(27), run.draws(run.window(1)))
+    absent = np.setdiff1d(np.arange(27), run.draws(run.window(1))[0])
     assert bool((gi.leave_one_out(run, tiny_metric(run.gan), absent, last_epochs=1) == 0).all())
 
 
@@ -216,6 +216,8 @@ def test_metrics_that_cannot_judge(metric, error, message):
     run = tiny_run()
     with pytest.raises(error, match=message):
         gi.leave_one_out(run, metric, [1])
+    with pytest.raises(error, match=message):
+        gi.influence(run, metric)
     if callable(metric) and not isinstance(metric, type):
         metric.higher_is_better = True
     with pytest.raises(error, match=message):

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import gan_influence as gi
+from conftest import tiny_data, tiny_gan
 from gan_influence.tools.streams import PURPOSES, stream, torch_stream
 from gan_influence.training import Schedule
 
@@ -42,8 +44,10 @@ def test_what_is_drawn_for_one_purpose_is_drawn_for_no_other():
 
 
 def test_everything_is_drawn_from_a_named_stream():
-    sources = {path: path.read_text() for path in Path(gi.__file__).parent.rglob("*.py") if path.name != "streams.py"}
+    sources = {path: path.read_text() for path in Path(gi.__file__).parent.rglob("*.py") if path.name not in ("streams.py", "noise.py")}
     assert not [path for path, text in sources.items() if re.search(r"default_rng|manual_seed|np\.random\.\w+\(", text)]
+    run = gi.train(tiny_gan(lambda: nn.Dropout(0.2)), tiny_data(), 1, 6, seed=3)  # what networks draw they draw under seeds (noise.py) that are drawn from one
+    assert [run.batch(t).dice for t in range(2)] == [tuple(stream("noise", 3, t).integers(2**62, size=7).tolist()) for t in range(2)]
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, "1", True, [0, 1], 2**128, None])

@@ -78,19 +78,26 @@ def recording(order, generator_latents=True):
     return gan, x, indices, latents, options
 
 
-@pytest.mark.parametrize("order", ["simultaneous", "alternating"])
+@pytest.mark.parametrize("order", ["simultaneous", "alternating", "generator first"])
 @pytest.mark.parametrize("own", [True, False])
 def test_recordings_are_replayed_saved_and_checked(order, own, tmp_path):
     gan, x, indices, latents, options = recording(order, own)
-    run = gi.Trajectory.from_recording(gan, x, indices, latents, gi.SGD(0.1), **options)
+    run = gi.Trajectory.from_recording(gan, x, indices, latents, gi.SGD(0.1), **options, verify=False)
     assert equal(run.initial, gan.state())
     run.save(tmp_path / "run")
     again = gi.Trajectory.load(tmp_path / "run", gan, x)
     assert equal(again.final, run.final) and equal(again.replay(3), run.final)
     same = gi.Trajectory.from_recording(gan, x, indices, latents, gi.SGD(0.1), **options, final=run.final)
     assert equal(same.final, run.final)
-    started = gi.Trajectory.from_recording(tiny_gan(seed=8), x, indices, latents, gi.SGD(0.1), **options, initial=gan.state())
+    started = gi.Trajectory.from_recording(tiny_gan(seed=8), x, indices, latents, gi.SGD(0.1), **options, initial=gan.state(), final=run.final)
     assert equal(started.final, run.final)
+    modules = tiny_gan(seed=9)
+    modules.load(run.final)
+    ends = modules.generator.state_dict(), modules.discriminator.state_dict()
+    same = gi.Trajectory.from_recording(gan, x, list(indices), list(latents), gi.SGD(0.1), **options, final=ends)
+    assert equal(same.final, run.final)
+    with pytest.raises(ValueError, match="no final was given: pass final=.generator.state_dict.*or verify=False"):
+        gi.Trajectory.from_recording(gan, x, indices, latents, gi.SGD(0.1), **options)
 
 
 @pytest.mark.parametrize("wrong", [{"order": "simultaneous"}, {"optimizer": gi.SGD(0.1001)}, {"initial": tiny_gan(seed=8).state()},
@@ -98,17 +105,101 @@ def test_recordings_are_replayed_saved_and_checked(order, own, tmp_path):
 def test_a_recording_that_ends_elsewhere_is_refused(wrong):
     gan, x, indices, latents, options = recording("alternating")
     arguments = {"gan": gan, "x": x, "indices": indices, "latents": latents, "optimizer": gi.SGD(0.1), **options}
-    final = gi.Trajectory.from_recording(**arguments).final
+    final = gi.Trajectory.from_recording(**arguments, verify=False).final
     with pytest.raises(ValueError, match="away from `final`.*order, the learning rate, the latents"):
         gi.Trajectory.from_recording(**arguments | wrong, final=final)
 
 
+MEMORIES = {"adam": lambda lr=0.02: gi.Adam(lr, betas=(0.5, 0.9)), "rmsprop": lambda lr=0.02: gi.RMSprop(lr),
+            "momentum": lambda lr=0.2: gi.SGD(lr, momentum=0.9)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", MEMORIES)
+def test_a_wrong_recording_is_refused_whatever_an_optimiser_remembers(name, dtype):
+    """Memories, and what counts steps, move far and are no part of the comparison; parameters are."""
+    make, gan, x = MEMORIES[name], tiny_gan(dtype=dtype), tiny_data(dtype=dtype)
+    _, _, indices, latents, _ = recording("alternating")
+    arguments = {"gan": gan, "x": x, "indices": indices, "latents": latents, "optimizer": make()}
+    final = gi.Trajectory.from_recording(**arguments, verify=False).final
+    assert equal(gi.Trajectory.from_recording(**arguments, final=final).final, final)
+    for wrong in ({"optimizer": make(10 * make().generator)}, {"gan": tiny_gan(dtype=dtype, loss="hinge")}, {"order": "simultaneous"},
+                  {"order": "generator first"}, {"optimizer": gi.SGD(0.1)}, {"initial": final}):
+        for end in (final, (final.generator, final.discriminator)):
+            with pytest.raises(ValueError, match="away from `final` in .*having moved"):
+                gi.Trajectory.from_recording(**arguments | wrong, final=end)
+
+
+def test_modules_that_hold_the_end_are_no_beginning():
+    """Imported after the loop, with the very modules that it trained, the replay starts from their end and is refused."""
+    gan, x, indices, latents, options = recording("alternating")
+    final = gi.Trajectory.from_recording(gan, x, indices, latents, gi.SGD(0.1), **options, verify=False).final
+    initial = gan.state()
+    gan.load(final)
+    late = gi.GAN(gan.generator, gan.discriminator, latent_dim=3)
+    ends = gan.generator.state_dict(), gan.discriminator.state_dict()
+    with pytest.raises(ValueError, match="away from `final`.*or the initial state is not the one that was used"):
+        gi.Trajectory.from_recording(late, x, indices, latents, gi.SGD(0.1), **options, final=ends)
+    run = gi.Trajectory.from_recording(late, x, indices, latents, gi.SGD(0.1), **options, initial=initial, final=ends)
+    assert equal(run.final, final) and equal(run.initial, initial)
+
+
+def batches(sizes, epochs, n=24, seed=0):
+    order = np.random.default_rng(seed)
+    return [part for _ in range(epochs) for part in np.split(order.permutation(n)[:sum(sizes)], np.cumsum(sizes)[:-1])]
+
+
+REPLACED = list(np.random.default_rng(1).integers(0, 24, (12, 6)))
+
+
+@pytest.mark.parametrize("drawn, starts", [
+    (batches([6] * 4, 3), [0, 4, 8]), (batches([7, 7, 7, 3], 3), [0, 4, 8]), (batches([7, 7, 7], 3), [0, 3, 6]), (batches([24], 4), [0, 1, 2, 3]),
+    ([batch for batch in batches([6] * 4, 2) for _ in range(5)], [0, 20]),  # five updates of the discriminator by the same batch
+    ([batch for batch in batches([7, 7, 7, 3], 2) for _ in range(5)], [0, 20]), (REPLACED, [0, 4, 8]), (batches([24], 1), [0]), (batches([6, 6], 1), [0]),
+], ids=["even", "ragged", "drop_last", "full batch", "five steps a batch", "five steps a ragged batch", "with replacement", "one epoch", "less than one"])
+def test_an_epoch_is_one_pass_over_the_data(drawn, starts, tmp_path):
+    gan, latents = tiny_gan(), [np.random.default_rng(t).standard_normal((len(rows), 3)) for t, rows in enumerate(drawn)]
+    run = gi.Trajectory.from_recording(gan, tiny_data(), drawn, latents, gi.SGD(0.1), verify=False)
+    assert list(run.schedule.epoch_starts()) == starts and [run.window(k + 1) for k in range(len(starts))] == starts[::-1]
+    assert f"{len(drawn)} steps = {len(starts)} epochs" in repr(run)
+    metric = tiny_metric(gan)
+    for k in (1, None):
+        scores, within = gi.influence(run, metric, last_epochs=k), np.unique(run.draws(run.window(k))[0])
+        outside = np.setdiff1d(np.arange(24), within)
+        assert (scores[within] != 0).all() and (scores[outside] == 0).all(), "whoever was drawn in the window has an influence, and nobody else"
+    j, keep = int(drawn[-1][0]), torch.ones(24, dtype=torch.float64)
+    keep[j] = 0
+    *_, without = run.walk(run.state(starts[-1]), starts[-1], run.steps, keep)
+    assert float(gi.leave_one_out(run, metric, [j], last_epochs=1)) == pytest.approx(float(metric(gan, without) - metric(gan, run.final)), rel=1e-9)
+    run.save(tmp_path)
+    again = gi.Trajectory.load(tmp_path, gan, run.x)
+    assert list(again.schedule.epoch_starts()) == starts and equal(again.replay(1), run.final)
+    assert torch.equal(gi.influence(again, metric, last_epochs=1), gi.influence(run, metric, last_epochs=1))
+
+
+@pytest.mark.parametrize("options", [{}, {"discriminator_steps": 2}, {"average": 0.9}])
+def test_epochs_of_a_trained_run(options):
+    run = gi.train(tiny_gan(), tiny_data(26), 3, 6, gi.Adam(0.01), seed=7, **options)
+    updates = options.get("discriminator_steps", 1)
+    assert run.steps == 12 // updates and run.window(1) == 8 // updates
+    for k in range(3):  # no instance comes twice in an epoch, and the rest sits out
+        rows = run.draws(run.window(k + 1))[0]
+        assert len(rows) == 24 * (k + 1) and np.bincount(rows).max() <= k + 1
+
+
+
+
 def test_recordings_with_wrong_shapes_are_refused():
     gan, x, indices, latents, _ = recording("alternating")
-    for arguments, message in [((indices + 10, latents), r"indices must lie in 0\.\.23.*got 10\.\.33"), ((indices[0], latents), r"\(T, B\).*got shape \(6,\)"),
-                               ((indices, latents[:5]), r"latents must be \(T, B, latent_dim\) = \(10, 6, 3\).*got \(5, 6, 3\)")]:
+    for arguments, message in [((indices + 10, latents), r"indices must lie in 0\.\.23.*got 10\.\.33"),
+                               ((indices[0], latents), r"\(T, B\).*got rows of shape \(\)"),
+                               ((indices / 2, latents), r"whole numbers: .*got rows of shape \(6,\), torch.float64"), (([], latents), "got no step"),
+                               (([[0, 1], [2, "a"]], latents), "lists of T batches of them, but something else was given"),
+                               ((indices, latents[:5]), r"latents must be \(T, B, latent_dim\), \(6, 3\) in a step.*got 5 batches for 10 steps"),
+                               ((indices, latents[..., :2]), r"\(6, 3\) in a step, to match indices; got \(6, 2\)"),
+                               ((list(indices), [*latents[:9], latents[9, :4]]), r"to match indices; got \(4, 3\)")]:
         with pytest.raises(ValueError, match=message):
-            gi.Trajectory.from_recording(gan, x, *arguments, gi.SGD(0.1))
+            gi.Trajectory.from_recording(gan, x, *arguments, gi.SGD(0.1), verify=False)
 
 
 def test_another_data_set_or_gan_is_refused(tmp_path):
@@ -138,7 +229,7 @@ def test_a_file_of_another_format_or_with_wrong_tensors_is_refused(tmp_path):
     run = tiny_run()
     run.save(tmp_path)
     header, tensors = json.loads((tmp_path / "trajectory.json").read_text()), load_file(tmp_path / "states.safetensors")
-    for change, drop, message in [({"format": 99}, None, "format 99, this version reads 2"),
+    for change, drop, message in [({"format": 99}, None, "format 99, this version reads 3"),
                                   ({}, "4/generator.0.weight", "state 4 should hold generator.0.weight .* found nothing")]:
         kept = {name: p for name, p in tensors.items() if name != drop}
         change["checksum"] = storage._checksum(kept)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..tools.noise import dice
 from ..tools.streams import stream
 from .layers import Pure
 from .losses import LOSSES, Loss, named_loss
@@ -58,9 +59,9 @@ class GAN:
 
     def __reduce__(self):
         # For other processes. A named loss travels by its name, because its functions have none.
-        players = self.apply_generator, self.apply_discriminator
-        attributes = self.__dict__ | dict(zip(("generator", "discriminator"), self.networks)) | {"loss": self.loss if self.loss_name == "custom" else None}
-        return _rebuild, (type(self), {key: value for key, value in attributes.items() if value not in players}, [player.random for player in players])
+        players = self.apply_generator.copy(), self.apply_discriminator.copy()
+        attributes = self.__dict__ | dict(zip(("generator", "discriminator"), (player.module for player in players))) | {"loss": self.loss if self.loss_name == "custom" else None}
+        return _rebuild, (type(self), {key: value for key, value in attributes.items() if not isinstance(value, Pure)}, [player.random for player in players])
 
     @property
     def networks(self) -> tuple[nn.Module, nn.Module]:
@@ -71,8 +72,7 @@ class GAN:
         """The same game with private copies of its own."""
         other = object.__new__(type(self))
         other.__dict__ |= self.__dict__
-        other.apply_generator, other.apply_discriminator = (
-            Pure(player, own.module, own.random) for player, own in (("generator", self.apply_generator), ("discriminator", self.apply_discriminator)))
+        other.apply_generator, other.apply_discriminator = self.apply_generator.copy(), self.apply_discriminator.copy()
         return other
 
     def to(self, device: str | torch.device) -> "GAN":
@@ -121,7 +121,8 @@ class GAN:
     def generate(self, state: State, latents: Tensor | tuple) -> Tensor:
         """Instances (n, ...) as one would deploy them: all layers evaluate, by the moving average where `state` has one; differentiable in the state."""
         values = state.average or state.generator | state.generator_buffers
-        return self.apply_generator(values, values, *_columns(latents), training=False)[0]
+        with dice(0 if self.apply_generator.random else None, self.device):  # noise that is drawn even then is the same at every call
+            return self.apply_generator(values, values, *_columns(latents), training=False)[0]
 
     def discriminate(self, state: State, x: Tensor | tuple) -> Tensor:
         """What `state`'s discriminator says of instances (n, ...) when all of its layers evaluate, (n,); differentiable in the state."""

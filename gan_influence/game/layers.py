@@ -93,17 +93,25 @@ class Pure:
 
     def parameters(self) -> dict[str, Tensor]:
         """Copies of the parameters that train, by name."""
-        return {name: p.detach().clone() for name, p in self.module.named_parameters() if p.requires_grad}
+        with self.turn:
+            return {name: p.detach().clone() for name, p in self.module.named_parameters() if p.requires_grad}
 
     def buffers(self) -> dict[str, Tensor]:
         """Copies of the buffers that training changes, by name."""
-        return {name: slot[key].detach().clone() for slot, key, name in self.kept}
+        with self.turn:
+            return {name: slot[key].detach().clone() for slot, key, name in self.kept}
+
+    def copy(self) -> "Pure":
+        """Another one, of the same module."""
+        with self.turn:
+            return Pure("network", self.module, self.random)
 
     def memory(self) -> dict[tuple[str, str], object]:
         """What a forward pass could leave behind: buffers and plain attributes, by layer and name."""
-        return {(f"{name!r} ({type(sub).__name__.lstrip('_')})", key): value.clone() if isinstance(value, Tensor) else value
-                for name, sub in self.module.named_modules()
-                for key, value in (*sub._buffers.items(), *((key, value) for key, value in vars(sub).items() if isinstance(value, (int, float, str))))}
+        with self.turn:
+            return {(f"{name!r} ({type(sub).__name__.lstrip('_')})", key): value.clone() if isinstance(value, Tensor) else value
+                    for name, sub in self.module.named_modules()
+                    for key, value in (*sub._buffers.items(), *((key, value) for key, value in vars(sub).items() if isinstance(value, (int, float, str))))}
 
 
 def changed(before: dict, after: dict) -> Iterator[tuple[str, str]]:

@@ -10,11 +10,12 @@ from .layers import Pure, changed
 
 
 @torch.no_grad()
-def check_game(gan: GAN, x: tuple[Tensor, ...], z: tuple[Tensor, ...], confirmed: bool = False) -> None:
+def check_game(gan: GAN, x: tuple[Tensor, ...], z: tuple[Tensor, ...], between: tuple[float, float], confirmed: bool = False) -> None:
     """Try both networks on a few real rows and latents; notes which of them draw random numbers.
 
     Args:
         x, z: rows as the discriminator and the generator take them; more than one row of each.
+        between: the smallest and the largest number of all instances.
         confirmed: the loss was seen at work, so what it assumes of the discriminator need not be guessed.
 
     Raises:
@@ -33,9 +34,9 @@ def check_game(gan: GAN, x: tuple[Tensor, ...], z: tuple[Tensor, ...], confirmed
     if fake.shape[1:] != x[0].shape[1:] and not (confirmed and fake[0].numel() == x[0][0].numel()):  # a loop may reshape them
         raise ValueError(f"the generator makes instances of shape {tuple(fake.shape[1:])}, but the data has {tuple(x[0].shape[1:])}: make the two agree")
     low, high = _range(generator, g, z)
-    if not low <= x[0].min() <= x[0].max() <= high:
+    if not low <= between[0] <= between[1] <= high:
         raise ValueError(f"whatever its parameters are, the generator makes numbers within [{low:g}, {high:g}], but the data lies in "
-                         f"[{x[0].min():g}, {x[0].max():g}]: rescale the data to what can be generated")
+                         f"[{between[0]:g}, {between[1]:g}]: rescale the data to what can be generated")
     for name, network, own, inputs in (("generator", generator, g, z), ("discriminator", discriminator, d, x)):
         _check_memory(name, network, own, inputs)
     output, _ = discriminator(*d, *x)

@@ -1,5 +1,6 @@
 """Is the pull-back the derivative of the step? Asked of every run before an influence is read off, because layers may lie."""
 
+import threading
 import warnings
 
 import torch
@@ -12,6 +13,7 @@ from ..training.plan import Batch, Judge, Make
 from ..training.trajectory import Trajectory
 
 ROWS = 16  #: of the batch that are tried: a derivative that is wrong is wrong for few
+DEFAULT = threading.Lock()
 TOLERANCE = 1e-5  #: of the typical size of what is compared
 LEAST_RATE = 1e-2  #: learning rate of the tried step: with a smaller one, rounding would hide the gradient
 
@@ -27,12 +29,18 @@ def check_derivative(run: Trajectory) -> None:
 
     Source: the directional test of Griewank and Walther, Evaluating Derivatives, 2008.
     """
-    own = torch.get_default_dtype()
     try:
-        torch.set_default_dtype(torch.float64)  # what losses of one's own make inside
         return _check(run)
-    finally:
-        torch.set_default_dtype(own)
+    except ValueError:
+        if run.rows.dtype == torch.float64:
+            raise
+    with DEFAULT:  # it belongs to all threads
+        own = torch.get_default_dtype()
+        try:
+            torch.set_default_dtype(torch.float64)  # losses of one's own may make tensors inside, whose rounding is no derivative
+            return _check(run)
+        finally:
+            torch.set_default_dtype(own)
 
 
 def _check(run: Trajectory) -> None:

@@ -16,6 +16,8 @@ from ..training.trajectory import Trajectory
 
 DIRECTIONS = 64  #: at most so many for an estimate of the spectrum
 RESTARTS = 10  #: of a series that grows, each with a new estimate and at most half the damping
+EPS = torch.finfo(torch.float64).eps
+REMEDY = "train until it settles, lower the learning rate, add weight decay, or use method='itd'"
 
 
 class Diagnostics(NamedTuple):
@@ -28,7 +30,7 @@ class Diagnostics(NamedTuple):
     spectral_radius: float  #: largest modulus of the eigenvalues
     step_radius: float  #: largest modulus of Z's eigenvalues; below 1 where training itself is drawn to the fixed point
     alpha: float  #: the damping
-    iterations: int  #: terms that were summed, one pull-back each
+    iterations: int  #: terms that were summed, each with one batch
     residual: float  #: ‖(I − Zᵀ)w − g‖ / ‖g‖ of the solution w that the scores are read from
 
 
@@ -43,15 +45,16 @@ def implicit(run: Trajectory, gradients: list[State], iterations: int, tolerance
     # Second moments are measured by their own size, or their cotangents would drown the rest.
     sizes = [float(p.abs().mean()) or 1.0 if "_memory.exp_avg_sq." in name or "_memory.square_avg." in name else 1.0 for name, p in final.named().items()]
 
-    def flat(state: State) -> Tensor:
-        return torch.cat([(p.double() * size).flatten() for p, size in zip(state.tensors(), sizes)])
-
     @lru_cache(run.graphs_at_once)
     def linearized(t: int) -> tuple[State, Callable]:
         batch = run.batch(t)
         if run.gan is not None:
-            batch = tree_map(lambda a: a.double() if isinstance(a, Tensor) and a.is_floating_point() else a, batch._replace(plan=None))._replace(plan=batch.plan)
+            double = tree_map(lambda a: a.double() if torch.is_tensor(a) and a.is_floating_point() else a, batch._replace(plan=None))
+            batch = double._replace(plan=batch.plan)
         return dynamics.linearize(final, batch, run.ones(t).double(), reusable=True)
+
+    def flat(state: State) -> Tensor:
+        return torch.cat([(p.double() * size).flatten() for p, size in zip(state.tensors(), sizes)])
 
     def pull(t: int, w: Tensor) -> tuple[Tensor, Tensor]:
         parts = w.split([p.numel() for p in final.tensors()])
@@ -71,12 +74,12 @@ def implicit(run: Trajectory, gradients: list[State], iterations: int, tolerance
             # A removal at the fixed point is felt in every epoch, by the batch that holds the instance: on average in 1/len(epoch) of the steps.
             score.index_add_(0, run.schedule.indices(t), -pull(t, w)[1].to("cpu", torch.float64) / len(epoch))
         score.diagnostics = found = Diagnostics(float(slope.norm()), float(w @ moved), *seen)
-        if abs(found.drift) > score.abs().max():
-            warnings.warn(f"AID assumes that training has settled, but settling would still change the metric by {found.drift:.1e}, more than the removal of any "
-                          f"instance ({float(score.abs().max()):.1e}; gradient norm {found.gradient_norm:.1e}): train longer, or use method='itd'", stacklevel=3)
+        if abs(found.drift) > (largest := float(score.abs().max())):
+            warnings.warn(f"AID assumes that training has settled, but settling would still change the metric by {found.drift:.1e}, more than the removal of "
+                          f"any instance ({largest:.1e}; gradient norm {found.gradient_norm:.1e}): train longer, or use method='itd'", stacklevel=3)
         if found.step_radius > 1 + 1e-9:
-            warnings.warn("AID assumes that training stays where it has settled, but a step's derivative has spectral radius "
-                          f"{found.step_radius:.6g}, above 1: lower the learning rate, or use method='itd'", stacklevel=3)
+            warnings.warn(f"AID assumes that training stays where it has settled, but a step's derivative has spectral radius {found.step_radius:.6g}, "
+                          "above 1: lower the learning rate, or use method='itd'", stacklevel=3)
         scores.append(score)
     return scores
 
@@ -84,19 +87,21 @@ def implicit(run: Trajectory, gradients: list[State], iterations: int, tolerance
 def _solve(g: Tensor, pull: Callable[[int, Tensor], Tensor], epoch: range, iterations: int, tolerance: float) -> tuple[Tensor, tuple]:
     """w with (I − Zᵀ)w = g, Z the epoch's mean, by a damped Neumann series; and what was seen on the way.
 
-    A pass over the epoch sums d ← d − α((I − Z_tᵀ)d − r), a fresh batch for each term, for what remains, r = g − (I − Zᵀ)w, to be added to w: so
-    the noise of batches falls with r, and the end is that of the mean.
+    A pass over the epoch sums d ← d − α((I − Z_tᵀ)d − r), a fresh batch for each term, for what remains, r = g − (I − Zᵀ)w, to be added to w:
+    so the noise of batches falls with r, and the end is that of the mean.
     """
     def operator(w: Tensor) -> Tensor:
         return w - sum(pull(t, w) for t in epoch) / len(epoch)
 
-    size, eps, directions = float(g.norm()) or 1.0, torch.finfo(torch.float64).eps, min(len(g), DIRECTIONS, max(1, iterations // len(epoch)))
+    size, directions = float(g.norm()) or 1.0, min(len(g), DIRECTIONS, max(1, iterations // len(epoch)))
     values = _eigenvalues(operator, g, directions) if g.any() else np.ones(1)
     w, r, alpha, residual, least, terms, restarts = torch.zeros_like(g), g, _damping(values), float(g.norm()) / size, 1.0, 0, 0
-    while residual > max(tolerance, 4 * eps * float(w.norm()) / size):
-        if terms >= iterations:
-            raise FloatingPointError(f"AID assumes a Neumann series that comes to rest, but after {terms} terms the last is still {residual:.1e} of the first "
-                                     f"({tolerance:.1e} was wanted): allow more iterations, train until it settles, or use method='itd'")
+    while not residual <= max(tolerance, 4 * EPS * float(w.norm()) / size):
+        if terms >= iterations or restarts > RESTARTS or not np.isfinite(residual):
+            raise FloatingPointError(
+                f"AID assumes a Neumann series that comes to rest, but after {terms} terms the last is still {residual:.1e} of the first "
+                f"({tolerance:.1e} was wanted): allow more iterations, train until it settles, or use method='itd'" if residual <= 1 else
+                f"AID assumes that training has settled where it attracts, but its Neumann series diverges (term {terms}, damping {alpha:.1e}): {REMEDY}")
         d = alpha * r
         for t in epoch[1:]:
             d = d - alpha * (d - pull(t, d) - r)
@@ -104,26 +109,22 @@ def _solve(g: Tensor, pull: Callable[[int, Tensor], Tensor], epoch: range, itera
         r = g - operator(w)
         residual = float(r.norm()) / size
         least = min(least, residual)
-        if not residual < 1e3 * least:
-            if restarts == RESTARTS or not np.isfinite(residual):
-                raise FloatingPointError(f"AID assumes that training has settled where it attracts, but its Neumann series diverges (term {terms}, damping {alpha:.1e}): "
-                                         "train until it settles, lower the learning rate, add weight decay, or use method='itd'")
-            # What has grown is what the estimate missed.
-            values, restarts, least = np.concatenate([values, _eigenvalues(operator, r, directions)]), restarts + 1, residual
+        if residual >= 1e3 * least and np.isfinite(residual):
+            values, restarts, least = np.concatenate([values, _eigenvalues(operator, r, directions)]), restarts + 1, residual  # what has grown was missed
             alpha = min(alpha / 2, _damping(values))
     return w, (float(values.real.min()), float(np.abs(values).max()), float(np.abs(1 - values).max()), alpha, terms, residual)
 
 
 def _eigenvalues(operator: Callable[[Tensor], Tensor], start: Tensor, most: int) -> np.ndarray:
     """Eigenvalues that `start` reaches, of a Hessenberg matrix by Arnoldi's iteration; refuses those that no damping can serve."""
-    basis, h, eps = [start / start.norm()], np.zeros((most + 1, most)), torch.finfo(start.dtype).eps
+    basis, h = [start / start.norm()], np.zeros((most + 1, most))
     for k in range(most):
         q, known = operator(basis[k]), torch.stack(basis)
         for _ in range(2):
             overlaps = known @ q
             q, h[:k + 1, k] = q - overlaps @ known, h[:k + 1, k] + overlaps.cpu().numpy()
         h[k + 1, k] = float(q.norm())
-        noise = 100 * eps * max(1.0, np.abs(h).max())  # a step is the identity and a little: its rounding is that of 1
+        noise = 100 * EPS * max(1.0, np.abs(h).max())  # a step is the identity and a little: its rounding is that of 1
         if not h[k + 1, k] > noise:
             break
         basis.append(q / q.norm())
@@ -134,16 +135,15 @@ def _eigenvalues(operator: Callable[[Tensor], Tensor], start: Tensor, most: int)
         condition = 1 / np.abs((left.conj() * right).sum(0))  # by how much an eigenvalue's error exceeds the residual's
         bad = (values.real + condition * h[k + 1, k] * np.abs(right[-1]) <= 2 * condition * noise) & (condition < 1e8)
     if bad.any():
-        worst = values[bad][values[bad].real.argmin()]
-        raise FloatingPointError(f"AID assumes that training has settled where it attracts, but I − Zᵀ, Z being the derivative of a step, has an eigenvalue "
-                                 f"{worst:.1e}, whose real part is not positive beyond rounding, so that its Neumann series diverges under any damping: "
-                                 "train until it settles, lower the learning rate, add weight decay, or use method='itd'")
+        raise FloatingPointError(f"AID assumes that training has settled where it attracts, but I − Zᵀ, Z being a step's derivative, has an eigenvalue "
+                                 f"{values[bad][values[bad].real.argmin()]:.1e}, whose real part is not positive beyond rounding, so that its Neumann series "
+                                 f"diverges under any damping: {REMEDY}")
     return values
 
 
 def _damping(values: np.ndarray) -> float:
     """The α that makes the largest |1 − αλ| smallest, and a tenth less, for what the estimate missed."""
-    values = values[values.real > 0] if (values.real > 0).any() else np.abs(values)
+    values = values[values.real > 0] if (values.real > 0).any() else np.array([np.abs(values).max() or 1.0])
     real, square = values.real, np.abs(values) ** 2
     with np.errstate(divide="ignore", invalid="ignore"):
         meet = 2 * np.subtract.outer(real, real) / np.subtract.outer(square, square)  # where two are equally large

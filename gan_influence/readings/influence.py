@@ -32,17 +32,21 @@ def influence(run: Trajectory, metric: Metric | Mapping[str, Metric], last_epoch
         last_epochs: trace back this many epochs (k); removal before them is not counted. None means the whole run.
         last_steps: the same window in steps.
         method: "itd" differentiates the recorded steps (iterative differentiation). "aid" assumes that the last state is a
-            fixed point of training and solves for the influence there, without the trajectory (approximate implicit differentiation).
+            fixed point of training and solves for the influence there, without the trajectory (approximate implicit differentiation), by a
+            Neumann series that is damped as its spectrum asks.
         compile: compile the pull-back first (half a minute, once per run; needs a C++ compiler), for long windows.
-        iterations, tolerance: of "aid" only: its Neumann series must come to rest, its last term below `tolerance` of the sum, in so many terms.
+        iterations, tolerance: of "aid" only: what remains of its equation, ‖(I − Zᵀ)w − g‖ / ‖g‖, must fall to `tolerance`, or to rounding, in so many terms.
 
     Returns:
         (n,) float64 on the CPU, in the metric's units: predicted metric(without j) − metric(with j). Positive: removing j
-        raises the metric. Exactly 0 for an instance that the window never drew. A dict for a dict.
+        raises the metric. Exactly 0 for an instance that the window never drew. A dict for a dict. Of "aid", each has an attribute
+        `diagnostics`, a named tuple that says whether to believe it: gradient_norm, drift (what the metric would still change by, were training
+        to settle), smallest_real_part and spectral_radius of I − Zᵀ, step_radius (of Z, a step's derivative), alpha, iterations, residual.
 
     Raises:
         ValueError: for a metric that does not reach the generator, a window longer than the run, or a step that torch differentiates wrongly.
-        FloatingPointError: for a metric, gradient or cotangent that is not finite, the message naming the step; for a Neumann series that does not converge.
+        FloatingPointError: for a metric, gradient or cotangent that is not finite, the message naming the step; for "aid" where no damping makes
+            its series converge, or where it has not come to rest in `iterations` terms.
 
     Source: Terashita et al., ICLR 2021, section 3 (ITD); Terashita et al., TNNLS 2025 (AID).
 

@@ -46,16 +46,16 @@ def points(ax: Axes, title: str, **sets) -> None:
 
 
 def images(ax: Axes, batch, title: str, marked: Sequence[int] = (), columns: int = 6) -> None:
-    """Grey images (n, 1, h, w) in [-1, 1] as a grid, row by row; the `marked` ones are framed."""
-    framed = np.pad(_array(batch)[:, 0], ((0, 0), (1, 1), (1, 1)), constant_values=1)
-    n, height, width = framed.shape
-    sheet = np.ones((-(-n // columns) * height, columns * width))
+    """Grey or colour images (n, 1 or 3, h, w) in [-1, 1] as a grid, row by row; the `marked` ones are framed."""
+    framed = np.pad(_array(batch).transpose(0, 2, 3, 1), ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=1)
+    n, height, width, channels = framed.shape
+    sheet = np.ones((-(-n // columns) * height, columns * width, channels))
     for i, image in enumerate(framed):
         y, x = i // columns * height, i % columns * width
         sheet[y:y + height, x:x + width] = image
         if i in set(map(int, marked)):
             ax.add_patch(plt.Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=COLORS["removed"], linewidth=2))
-    ax.imshow(sheet, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+    ax.imshow(sheet[..., 0] if channels == 1 else (sheet.clip(-1, 1) + 1) / 2, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
     ax.set_title(title)
     ax.set_axis_off()
 

@@ -32,4 +32,4 @@ def try_networks(gan: GAN, rows: Rows, schedule, confirmed: bool = False) -> Non
     x, (z, _) = rows.take(few), schedule.latents(0)
     z = tuple(z) if isinstance(z, tuple) else (z, *(column.cpu() for column in x[1:gan.apply_generator.takes]))
     z = tuple((column if len(column) >= len(few) else column.repeat(len(few), *[1] * (column.ndim - 1)))[:len(few)].to(x[0].device) for column in z)
-    check_game(gan, x, (z[0].to(rows.dtype), *z[1:]), confirmed)
+    check_game(gan, x, (z[0].to(rows.dtype), *z[1:]), (rows.low, rows.high), confirmed)

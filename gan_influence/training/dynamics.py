@@ -157,7 +157,8 @@ class Dynamics(Linearizable):
             update = self.optimizers[player].update
             if self.models and not getattr(self.optimizers[player], "elementwise", False):
                 update = torch.func.vmap(update, in_dims=(0, 0, 0, None, None))
-            now[player], memory[player] = update(now[player], gradients, memory[player], rate, number[player])
+            now[player], later = update(now[player], gradients, memory[player], rate, number[player])
+            memory[player] = {name: later[name] for name in memory[player]}  # a state's tensors have one order
             number[player], updates[player] = number[player] + 1, updates[player] + 1
             if player != GENERATOR and self.clip_weights is not None:
                 now[player] = {name: p.clamp(-self.clip_weights, self.clip_weights) for name, p in now[player].items()}

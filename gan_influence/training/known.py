@@ -17,8 +17,10 @@ class NotUnderstood(ValueError):
 class Pass:
     """A forward pass as the hooks saw it: `parts` are its inputs' as `Judge` has them, once they are recognised."""
 
-    def __init__(self, player: int, training: bool, inputs: list[Tensor], wants_grad: bool, throw: Tensor | None, fake: int | None = None, told: Tensor | None = None):
-        self.player, self.training, self.inputs, self.wants_grad, self.throw, self.told = player, training, inputs, wants_grad, throw, told
+    __slots__ = ("player", "training", "inputs", "wants_grad", "throw", "told", "parts")
+
+    def __init__(self, player: int, training: bool, wants_grad: bool, throw: Tensor | None, fake: int | None = None, told: Tensor | None = None):
+        self.player, self.training, self.wants_grad, self.throw, self.told = player, training, wants_grad, throw, told
         self.parts = () if fake is None else (("fake", fake),)
 
 
@@ -27,7 +29,7 @@ class Seen(NamedTuple):
 
     player: int
     rate: float
-    norms: list[Tensor] | float  #: of the gradient, one per parameter; once recognised, of them together
+    mark: Tensor | float  #: the gradient's `fingerprint`
     gradients: dict[str, Tensor] | None  #: of the first updates of every kind
     names: tuple[str, ...]  #: of the parameters that had a gradient
 
@@ -44,9 +46,9 @@ class Step:
         return first, first + len(self.rows[k][0])
 
 
-def norm(norms: list[Tensor]) -> float:
-    """The norm of what has parts of these norms."""
-    return float(torch.stack(norms).double().norm()) if norms else 0.0
+def fingerprint(gradients: dict[str, Tensor]) -> Tensor | float:
+    """The norm of a player's first gradient, which all that it does goes through: cheap enough for every update of every loop."""
+    return torch.linalg.vector_norm(next(iter(gradients.values()))) if gradients else 0.0
 
 
 class Known:
@@ -95,7 +97,7 @@ class Known:
                 for event in step.events:
                     if isinstance(event, Pass):
                         event.inputs = [a.cpu() for a in event.inputs]
-                step.events = [event._replace(norms=norm(event.norms)) if isinstance(event, Seen) else event for event in step.events]
+                step.events = [event._replace(mark=float(event.mark), rate=float(event.rate)) if isinstance(event, Seen) else event for event in step.events]
                 step.made, step.ready = None, True
 
     def _parts(self, step: Step, event: Pass) -> tuple:

@@ -33,8 +33,9 @@ class Optimizer:
         if self.generator is None or self.discriminator is None:
             raise ValueError(f"both players need a learning rate: {type(self).__name__}(1e-3), or {type(self).__name__}((1e-3, 4e-3)) for generator and discriminator")
         for option, value in options.items():
-            number = value if isinstance(value, (bool, int, float)) else None
-            if option != "betas" and (number is None or number < 0) or option == "betas" and not all(0 <= beta < 1 for beta in value):
+            numbers = value if isinstance(value, (tuple, list)) else (value,)
+            good = all(isinstance(one, (bool, int, float)) and 0 <= one < (1 if option == "betas" else float("inf")) for one in numbers)
+            if not good or isinstance(value, (tuple, list)) != (option == "betas") or option == "betas" and len(value) != 2:
                 raise ValueError(f"{type(self).__name__} takes {option} as torch.optim does, 0 or more (betas: a pair below 1), but got {value!r}")
             setattr(self, option, tuple(value) if option == "betas" else value)
 
@@ -58,7 +59,7 @@ class Optimizer:
         normalisation. Steps along it are of the size of the learning rate whatever the gradient's, so they have no derivative worth the name
         (the root's is 5e17): none is taken."""
         largest = torch.stack([g.detach().abs().max() for g in gradients.values()]).max()
-        return (largest * torch.finfo(largest.dtype).eps).square()
+        return 1e3 * (largest * torch.finfo(largest.dtype).eps).square()
 
     def learning_rates(self, steps: int) -> Tensor:
         """Both players' rates at every step, (steps, 2) float64, generator first."""
@@ -70,8 +71,8 @@ class Optimizer:
         return rates | {option: getattr(self, option) for option in self.options}
 
     def __repr__(self) -> str:
-        rates = self.generator if self.generator == self.discriminator else (self.generator, self.discriminator)
-        return f"{type(self).__name__}({', '.join([str(rates), *(f'{option}={getattr(self, option)}' for option in self.options if getattr(self, option))])})"
+        own, other = (rate if isinstance(rate, (int, float)) else "a rate per step" for rate in (self.generator, self.discriminator))
+        return f"{type(self).__name__}({', '.join([str(own if own == other else (own, other)), *(f'{option}={getattr(self, option)}' for option in self.options if getattr(self, option))])})"
 
 
 class SGD(Optimizer):
@@ -95,7 +96,7 @@ class SGD(Optimizer):
     def one(self, p: Tensor, g: Tensor, own: list[Tensor], rate, number, floor) -> tuple[Tensor, ...]:
         g = g + self.weight_decay * p if self.weight_decay else g
         if self.momentum:
-            later = 1.0 * (number > 0)  # the buffer starts as the first gradient
+            later = (number > 0).to(number.dtype) if isinstance(number, Tensor) else float(number > 0)  # the buffer starts as the first gradient
             buffer = (self.momentum * later) * own[0] + (1 - self.dampening * later) * g
             own, g = [buffer], g + self.momentum * buffer if self.nesterov else buffer
         return p + g * -rate, *own
@@ -123,7 +124,8 @@ class Adam(Optimizer):
         b1, b2 = self.betas
         mean, square = own[0] + (1 - b1) * (g - own[0]), b2 * own[1] + (1 - b2) * g * g
         correction = (1 - b2 ** (number + 1)) ** 0.5
-        return p - (rate / (1 - b1 ** (number + 1))) * _divided(mean, square, lambda root: root / correction + self.eps, floor), mean, square
+        return p - (rate / (1 - b1 ** (number + 1))) * _divided(mean, square, lambda root: root / correction + self.eps,
+                                                                                    floor if floor is None else floor * correction**2), mean, square
 
 
 class AdamW(Adam):
@@ -180,6 +182,8 @@ def both_players(optimizer) -> tuple:
     if len(pair) > 2:
         raise ValueError(f"two players have two optimisers, but {len(pair)} were given")
     for one in pair:
+        if isinstance(one, type):
+            raise ValueError(f"an optimiser is a value such as gi.SGD(1e-3), but the class {one.__name__} was given: call it with a learning rate")
         if missing := [method for method in ("init", "update", "learning_rates") if not hasattr(one, method)]:
             raise ValueError(f"an optimiser is a value such as gi.SGD(1e-3) or gi.Adam(2e-4), or one of torch.optim's, but {one!r} has no {missing[0]}")
     return pair[0], pair[-1]
@@ -189,7 +193,8 @@ def from_torch(optimizer):
     """The value that updates as a torch.optim optimiser does; anything else comes back as it is."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         return optimizer
-    kind = next((kind for kind in OPTIMIZERS.values() if kind.__name__ == type(optimizer).__name__), None)
+    decoupled = isinstance(optimizer, torch.optim.Adam) and optimizer.defaults.get("decoupled_weight_decay")
+    kind = AdamW if decoupled else next((kind for kind in OPTIMIZERS.values() if kind.__name__ == type(optimizer).__name__), None)
     settings = [{key: value for key, value in group.items() if key not in ("params", "initial_lr", "foreach", "fused", "capturable", "differentiable")}
                 for group in optimizer.param_groups]
     if kind is None or any(settings[0].get(option) for option in UNKNOWN) or any(one != settings[0] for one in settings):

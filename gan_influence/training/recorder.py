@@ -12,10 +12,11 @@ from .optimizers import both_players
 from .plan import DISCRIMINATOR, GENERATOR
 from .rows import Rows
 from .trajectory import Trajectory
-from .known import Known, NotUnderstood, Pass, Seen, Step
+from .known import Known, NotUnderstood, Pass, Seen, Step, fingerprint
 from .understanding import understand
 
 QUIET = 4  #: passes in training mode without a random number, after which a network is not asked again
+EARLY = 4  #: steps after each update of which parameters are looked at for changes by hand
 LAZY = 20  #: updates whose gradients are kept where a penalty may come and go
 KEPT, KEPT_BYTES = 48, 256 * 2**20  #: states that are kept before every other one is let go; as far as they fit, but 8
 PENDING = 32 * 2**20  #: bytes of batches that wait to be recognised together
@@ -71,6 +72,8 @@ class Recorder:
         self.steps, self.pending, self.told, self.bytes = [], Step(), None, 0
         self.quiet, self.rough, self.names = [0, 0], (), {}
         self.captured, self.first, self.closed, self.counts, self.updated, self.clip = {}, None, False, (0, 0), {}, None
+        self.place = {id(one): player for pair in (self.players, self.optimizers) for player, one in enumerate(pair)}
+        self.young = True
         self.handles = [module.register_forward_pre_hook(self._before) for module in self.players]
         self.handles += [module.register_forward_hook(self._after, with_kwargs=True) for module in self.players]
         self.handles += [optimizer.register_step_pre_hook(self._update) for optimizer in self.optimizers]
@@ -137,9 +140,9 @@ class Recorder:
             self.problem = error
 
     def _before(self, module: nn.Module, inputs: tuple) -> None:
-        if self.problem or module not in self.players:  # a copy of a player carries its hooks along
+        player = self.place.get(id(module))  # a copy of a player carries its hooks along, and has no place
+        if player is None or self.problem is not None or not (self.closed or self.young):
             return
-        player = self.players.index(module)
         if not self.states:
             self.counts = tuple(map(self._count, self.optimizers))
             self._keep(0)
@@ -156,54 +159,63 @@ class Recorder:
         for other in list(self.updated):
             self._touched(other, self.updated.pop(other))
         self.throw = generator_state(self.rows.device) if self.quiet[player] < QUIET else None
+        # A network that draws nothing in its first passes is not asked again: the replay would tell. So for changes by hand.
+        self.young = self.throw is not None or min(self.quiet) < QUIET or len(self.steps) < EARLY
 
     def _after(self, module: nn.Module, inputs: tuple, keywords: dict, output) -> None:
-        if self.problem or module not in self.players:
+        player = self.place.get(id(module))
+        if player is None or self.problem is not None:
             return
-        if keywords or not all(isinstance(a, Tensor) for a in inputs):
+        if keywords or not all([isinstance(a, Tensor) for a in inputs]):
             return self._refuse("a network is recorded with tensors as its arguments, in order, but was called with "
                                 f"{sorted(keywords) or [type(a).__name__ for a in inputs]}: call it with tensors alone")
-        player, training, made, throw = self.players.index(module), module.training, self.pending.made, self.throw
-        if not self.pending.updates:  # once a step will do
+        pending, training, throw = self.pending, module.training, self.throw if self.young else None
+        if not pending.updates and len(self.steps) % self.stride == 0:
             mode = [layer.training for layer in self.layers[player]]
             if training and mode != self.modes[player] or not training and any(mode):
                 return self._refuse("a network is trained in one mode, but some layers of this one were switched between train and eval since its first pass: set them "
                                     "before the loop")
         if throw is not None and torch.equal(throw, generator_state(self.rows.device)):
             throw = None
-            self.quiet[player] += training  # a network that draws nothing in its first passes is not asked again: the replay would tell
+            self.quiet[player] += training
         if player == GENERATOR:
-            given = [a.detach().clone() for a in inputs]
-            made.append(output.detach())
-            self.pending.events.append(Pass(player, training, given, False, throw))
+            given, event = [a.detach().clone() for a in inputs], Pass(player, training, False, throw)
+            pending.made.append(output.detach())
         else:
-            first = inputs[0]
-            which = next((i for i in reversed(range(len(made))) if made[i].data_ptr() == first.data_ptr() and made[i].numel() == first.numel()), None)
+            first, which, told = inputs[0], None, None
+            for i in range(len(pending.made) - 1, -1, -1):
+                if pending.made[i].data_ptr() == first.data_ptr() and pending.made[i].numel() == first.numel():
+                    which = i
+                    break
+            else:
+                told, self.told = self.told, None
             given = [a.detach().clone() if i or which is None else a.detach() for i, a in enumerate(inputs)]
-            told, self.told = (self.told, None) if which is None else (None, self.told)
-            self.pending.events.append(Pass(player, training, given, first.requires_grad, throw, which, told))
-            self.rough += ((which is not None, first.requires_grad),)
-        self.bytes += sum(a.nbytes for a in given)
+            event = Pass(player, training, first.requires_grad, throw, which, told)
+            self.rough += ((which is not None, event.wants_grad),)
+        event.inputs = given
+        pending.events.append(event)
+        self.bytes += 2 * given[0].nbytes
 
     def _update(self, optimizer, *_) -> None:
-        if self.problem:
+        if self.problem is not None:
             return
-        player = self.optimizers.index(optimizer)
+        player, pending = self.place[id(optimizer)], self.pending
         self.first = player if self.first is None else self.first
-        gradients = {name: p.grad for name, p in self.parameters[player].items() if p.grad is not None}
+        gradients = {name: g for name, p in self.parameters[player].items() if (g := p.grad) is not None}
         if len(self.steps) % self.stride == 0 and self._settings(optimizer) != self.settings[player]:
             return self._refuse("an optimiser keeps its settings, and only its learning rate changes, but others were changed: leave them as they were")
-        norms, rough, whole = torch._foreach_norm(list(gradients.values())), (player, *self.rough), None
-        if self.captured.setdefault(rough, 0) < (LAZY if any(wants and not made for made, wants in rough[1:]) else 2):
+        rough, whole = (player, self.rough), None
+        if self.captured.setdefault(rough, 0) < (LAZY if any([wants and not made for made, wants in self.rough]) else 2):
             self.captured[rough] += 1
             whole = {name: g.detach().clone() for name, g in gradients.items()}
-        self.pending.events.append(Seen(player, float(optimizer.param_groups[0]["lr"]), norms, whole, self.names.setdefault(names := tuple(gradients), names)))
-        self.pending.updates += 1
+        names = tuple(gradients)
+        pending.events.append(Seen(player, optimizer.param_groups[0]["lr"], fingerprint(gradients), whole, self.names.setdefault(names, names)))
+        pending.updates += 1
         self.closed = self.closed or player != self.first
 
     def _updated(self, optimizer, *_) -> None:
-        player = self.optimizers.index(optimizer)
-        if self.captured and sum(self.captured.values()) < 12 and len(self.steps) < 4:
+        if len(self.steps) < EARLY:
+            player = self.place[id(optimizer)]
             self.updated[player] = {name: p.detach().clone() for name, p in self.parameters[player].items()}
 
     def _touched(self, player: int, expected: dict[str, Tensor]) -> None:

@@ -24,7 +24,7 @@ class Rows:
         for sign, seen, advice in (("_fields", "several parts", "pass one of them, such as data.train"), ("to_numpy", "a table", "pass its to_numpy()")):
             if hasattr(x, sign):
                 raise ValueError(f"a training set is {IN_MEMORY}, but got {seen}, {type(x).__name__}: {advice}")
-        x = getattr(x, "dataset", x)  # a loader's
+        x = x.dataset if isinstance(x, torch.utils.data.DataLoader) else x
         x = tuple(x.tensors) if isinstance(x, torch.utils.data.TensorDataset) else x
         self.shape = shape  #: of one instance, where the networks see another than the data have
         self.read = x if not isinstance(x, (Tensor, tuple, list, str)) and hasattr(x, "__getitem__") and hasattr(x, "__len__") and not hasattr(x, "__array__") else None
@@ -38,6 +38,7 @@ class Rows:
                 raise ValueError(f"a training set is a dense tensor of real numbers, but got {'complex ones' if column.is_complex() else column.layout}: convert it first")
         self.device, self.dtype, self.anywhere = device, dtype, anywhere  # anywhere: in-memory data may lie elsewhere, and are moved batch by batch
         self.columns, self.single = tuple(self._fit(column, i) for i, column in enumerate(given)), not isinstance(x, tuple)
+        self.low, self.high = torch.inf, -torch.inf  #: the smallest and the largest number of the first column
         self.n = len(self.read) if self.read is not None else len(self.columns[0]) if self.columns and self.columns[0].ndim else 0
         if not self.n or any(len(column) != self.n for column in self.columns) or self.columns and self.columns[0].ndim < 2:
             raise ValueError(f"a training set is (n, ...) with n at least 1, got shape {', '.join(str(tuple(column.shape)) for column in self.columns) or self.n}")
@@ -83,8 +84,8 @@ class Rows:
                              "random, or in a loop of your own tell gi.Recorder what was drawn")
         return digest.hexdigest()
 
-    @staticmethod
-    def _finite(x: Tensor, first: int) -> None:
+    def _finite(self, x: Tensor, first: int) -> None:
+        self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
         if x.is_floating_point() and not x.isfinite().all():
             bad = (~x.flatten(1).isfinite().all(1)).nonzero()[0].item() + first
             raise ValueError(f"training instances must be finite, but instance {bad} holds a NaN or an infinity: take it out")

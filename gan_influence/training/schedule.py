@@ -161,12 +161,13 @@ def _epoch_starts(n: int, drawn: list[np.ndarray]) -> list[int]:
     """Where a pass over the data begins: where rows come again that this pass has seen, other than the same batch once more."""
     starts, seen, sizes, before = [0], np.zeros(n, dtype=bool), [], np.empty(0)
     for t, rows in enumerate(drawn):
-        again = seen[rows].any() and (seen.all() or not np.array_equal(np.unique(rows), before))
+        own = np.unique(rows)
+        again = seen[rows].any() and (len(own) == n or not np.array_equal(own, before))
         if again:
             starts.append(t)
             sizes.append(seen.sum())
             seen[:] = False
-        seen[rows], before = True, np.unique(rows) if len(rows) else before
+        seen[rows], before = True, own if len(rows) else before
     most = max(map(len, drawn))
     if all(size + most > n for size in sizes):
         return starts

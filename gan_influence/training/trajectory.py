@@ -332,6 +332,8 @@ class Trajectory:
         if verify and final is None:
             raise ValueError("a recording is believed when its replay ends where the loop ended, but no final was given: pass final=(generator.state_dict(), "
                              "discriminator.state_dict()), or verify=False where nobody can check")
+        if gan.penalty is not None and gan.penalty.between:
+            raise ValueError("arrays of indices and latents do not say where between instances a gradient penalty was taken: let gi.Recorder watch the loop")
         rows, dynamics = Rows(x, gan.device, gan.dtype), Dynamics(gan, optimizer, order, **rules)
         schedule = recorded(len(rows), indices, latents, generator_latents, gan.latent_shape)
         try_networks(gan, rows, schedule, confirmed=verify)
@@ -341,7 +343,7 @@ class Trajectory:
             wanted = final[:2] if isinstance(final, State) else [{name: dict(module)[name] for name in own} for module, own in zip(final, run.final[:2])]
             (gap, at), (moved, _) = apart(run.final[:2], wanted), apart(run.final[:2], run.initial[:2])
             size, eps = max(float(p.abs().max()) for p in run.final.tensors()), torch.finfo(gan.dtype).eps
-            if not gap <= 64 * (eps**0.5 * moved + eps * size):
+            if not gap <= min(64, 1 + run.steps / 3) * eps**0.5 * moved + 64 * eps * size:
                 raise ValueError(f"the replay of this recording ends {gap:.2e} away from `final` in {at}, having moved {moved:.2e}: the order, "
                                  "the learning rate, the latents, the loss, the weight decay or the initial state is not the one that was used")
         return run

@@ -14,7 +14,7 @@ from ..game.state import State
 from ..game.trial import returns_probabilities
 from .conditions import refuse_other_modes, try_networks
 from .dynamics import Dynamics
-from .known import NotUnderstood, Pass, Seen, Step, norm
+from .known import NotUnderstood, Pass, Seen, Step, fingerprint
 from .plan import DISCRIMINATOR, GENERATOR, Judge, Make, Plan, Update
 from .rows import Rows
 from .schedule import RecordedSchedule
@@ -316,17 +316,17 @@ def _verify(run: Trajectory, steps: list[Step]) -> float:
     """
     double, worst = run.gan.dtype == torch.float64, 0.0
     kept = sorted(run.states)
-    sizes = [event.norms for step in steps for event in step.events if isinstance(event, Seen)]
+    sizes = [event.mark for step in steps for event in step.events if isinstance(event, Seen)]
     typical = sorted(sizes)[len(sizes) // 2]
     for a, b in zip(kept, kept[1:]):
         seen = iter([(t, event) for t in range(a, b) for event in steps[t].events if isinstance(event, Seen)])
 
         def compare(t: int, player: int, gradients: dict[str, Tensor], seen=seen, a=a):
             _, event = next(seen)
-            found, expected = norm(torch._foreach_norm(list(gradients.values()))), event.norms
+            found, expected = float(fingerprint({name: gradients[name] for name in event.names if name in gradients})), event.mark
             tolerance = 1e-6 if double else 2e-3 * (1 + t - a)
             if not abs(found - expected) <= tolerance * max(expected, 0.1 * typical) or gradients.keys() != set(event.names):
-                raise NotUnderstood(f"step {t}: the gradient that the {PLAYERS[player]} took has norm {expected:.6g}, but its loss as understood gives {found:.6g} "
+                raise NotUnderstood(f"step {t}: the gradient that the {PLAYERS[player]} took (its first parameter's) has norm {expected:.6g}, but its loss as understood gives {found:.6g} "
                                     f"(ratio {expected / found if found else float('inf'):.3g}): was it clipped, or the loss, the labels or the networks changed? "
                                     "What was understood: " + _what(run))
 
