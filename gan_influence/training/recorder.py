@@ -70,7 +70,7 @@ class Recorder:
         self.stride, self.thin = stride or 1, stride is None
         self.states: dict[int, State] = {}
         self.steps, self.pending, self.told, self.bytes = [], Step(), None, 0
-        self.quiet, self.rough, self.names = [0, 0], (), {}
+        self.quiet, self.rough, self.names, self.compared = [0, 0], (), {}, set()
         self.captured, self.first, self.closed, self.counts, self.updated, self.clip = {}, None, False, (0, 0), {}, None
         self.place = {id(one): player for pair in (self.players, self.optimizers) for player, one in enumerate(pair)}
         self.young = True
@@ -207,6 +207,7 @@ class Recorder:
         rough, whole = (player, self.rough), None
         if self.captured.setdefault(rough, 0) < (LAZY if any([wants and not made for made, wants in self.rough]) else 2):
             self.captured[rough] += 1
+            self.compared.add(len(self.steps))
             whole = {name: g.detach().clone() for name, g in gradients.items()}
         names = tuple(gradients)
         pending.events.append(Seen(player, optimizer.param_groups[0]["lr"], fingerprint(gradients), whole, self.names.setdefault(names, names)))
@@ -231,9 +232,9 @@ class Recorder:
 
     def _keep(self, t: int) -> None:
         self.states[t] = self._state()
-        if self.thin and len(self.states) > max(8, min(KEPT, KEPT_BYTES // self.states[t].nbytes)):
+        if self.thin and len(self.states) - len(self.compared) > max(8, min(KEPT, KEPT_BYTES // self.states[t].nbytes)):
             self.stride *= 2
-            self.states = {t: state for t, state in self.states.items() if t % self.stride == 0}
+            self.states = {t: state for t, state in self.states.items() if t % self.stride == 0 or t in self.compared}
 
     def _state(self) -> State:
         parameters = [{name: p.detach().clone() for name, p in own.items()} for own in self.parameters]
