@@ -68,7 +68,7 @@ def metrics_of(metric) -> dict[str, Metric]:
 
 def value(metric: Metric, gan: GAN, state: State) -> Tensor:
     """A metric at a state, of which it gets a copy: whatever it does with that, the run stays as it is. Its chunks shrink where memory runs out."""
-    with deterministic(gan.device):  # the same convolutions for an influence and for what it predicts
+    with deterministic(state.tensors()[0].device):  # the same convolutions for an influence and for what it predicts
         found = in_chunks_that_fit(metric, lambda: metric(gan, state.map(Tensor.clone)))
     if not isinstance(found, Tensor) or found.is_complex():
         raise TypeError(f"a metric returns a real number as a tensor, but {name_of(metric)} returned {found!r}: compute it with "

@@ -31,7 +31,6 @@ class Seen(NamedTuple):
     rate: float
     mark: Tensor | float  #: the gradient's `fingerprint`
     gradients: dict[str, Tensor] | None  #: of the first updates of every kind
-    names: tuple[str, ...]  #: of the parameters that had a gradient
 
 
 class Step:
@@ -46,9 +45,9 @@ class Step:
         return first, first + len(self.rows[k][0])
 
 
-def fingerprint(gradients: dict[str, Tensor]) -> Tensor | float:
-    """The norm of a player's first gradient, which all that it does goes through: cheap enough for every update of every loop."""
-    return torch.linalg.vector_norm(next(iter(gradients.values()))) if gradients else 0.0
+def fingerprint(gradient: Tensor | None) -> Tensor | float:
+    """The norm of the gradient by a player's first parameter: cheap enough for every update of every loop."""
+    return 0.0 if gradient is None else torch.linalg.vector_norm(gradient)
 
 
 class Known:

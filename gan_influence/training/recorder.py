@@ -18,7 +18,7 @@ from .understanding import understand
 QUIET = 4  #: passes in training mode without a random number, after which a network is not asked again
 EARLY = 4  #: steps after each update of which parameters are looked at for changes by hand
 LAZY = 20  #: updates whose gradients are kept where a penalty may come and go
-KEPT, KEPT_BYTES = 48, 256 * 2**20  #: states that are kept before every other one is let go; as far as they fit, but 8
+KEPT, KEPT_BYTES = 32, 256 * 2**20  #: states that are kept before every other one is let go; as far as they fit, but 8
 PENDING = 32 * 2**20  #: bytes of batches that wait to be recognised together
 
 
@@ -33,7 +33,7 @@ class Recorder:
         optimizer_g, optimizer_d: their torch.optim optimisers: SGD, Adam, AdamW or RMSprop.
         x: training set as the discriminator sees it: a tensor, a tuple of tensors, or a data set that gives one instance for an index.
         average: the module that holds the generator's moving average, where the loop has one.
-        stride: steps between kept states; by default it doubles whenever 48 states are kept.
+        stride: steps between kept states; by default it doubles whenever 32 states are kept.
 
     Raises:
         NotUnderstood: for optimisers that the engine has no counterpart of.
@@ -70,14 +70,15 @@ class Recorder:
         self.stride, self.thin = stride or 1, stride is None
         self.states: dict[int, State] = {}
         self.steps, self.pending, self.told, self.bytes = [], Step(), None, 0
-        self.quiet, self.rough, self.names, self.compared = [0, 0], (), {}, set()
+        self.quiet, self.rough, self.compared = [0, 0], (), set()
+        self.heads = [next(iter(own.values())) for own in self.parameters]  # all that a player does goes through its first parameter
         self.captured, self.first, self.closed, self.counts, self.updated, self.clip = {}, None, False, (0, 0), {}, None
         self.place = {id(one): player for pair in (self.players, self.optimizers) for player, one in enumerate(pair)}
         self.young = True
         self.handles = [module.register_forward_pre_hook(self._before) for module in self.players]
-        self.handles += [module.register_forward_hook(self._after, with_kwargs=True) for module in self.players]
+        self.handles += [module.register_forward_hook(self._after) for module in self.players]
         self.handles += [optimizer.register_step_pre_hook(self._update) for optimizer in self.optimizers]
-        self.handles += [optimizer.register_step_post_hook(self._updated) for optimizer in self.optimizers]
+        self.watched = [optimizer.register_step_post_hook(self._updated) for optimizer in self.optimizers]
 
     def __enter__(self) -> "Recorder":
         return self
@@ -98,6 +99,7 @@ class Recorder:
             for handle in self.handles:
                 handle.remove()
             self.handles = []
+            self._unwatch()
             if self.pending.updates:
                 self.steps.append(self.pending)
             elif self.steps:
@@ -161,14 +163,16 @@ class Recorder:
         self.throw = generator_state(self.rows.device) if self.quiet[player] < QUIET else None
         # A network that draws nothing in its first passes is not asked again: the replay would tell. So for changes by hand.
         self.young = self.throw is not None or min(self.quiet) < QUIET or len(self.steps) < EARLY
+        if not self.young:
+            self._unwatch()
 
-    def _after(self, module: nn.Module, inputs: tuple, keywords: dict, output) -> None:
+    def _after(self, module: nn.Module, inputs: tuple, output) -> None:
         player = self.place.get(id(module))
         if player is None or self.problem is not None:
             return
-        if keywords or not all([isinstance(a, Tensor) for a in inputs]):
+        if not inputs or not all([isinstance(a, Tensor) for a in inputs]):
             return self._refuse("a network is recorded with tensors as its arguments, in order, but was called with "
-                                f"{sorted(keywords) or [type(a).__name__ for a in inputs]}: call it with tensors alone")
+                                f"{[type(a).__name__ for a in inputs] or 'others, by name'}: call it with tensors alone, in order")
         pending, training, throw = self.pending, module.training, self.throw if self.young else None
         if not pending.updates and len(self.steps) % self.stride == 0:
             mode = [layer.training for layer in self.layers[player]]
@@ -201,18 +205,20 @@ class Recorder:
             return
         player, pending = self.place[id(optimizer)], self.pending
         self.first = player if self.first is None else self.first
-        gradients = {name: g for name, p in self.parameters[player].items() if (g := p.grad) is not None}
         if len(self.steps) % self.stride == 0 and self._settings(optimizer) != self.settings[player]:
             return self._refuse("an optimiser keeps its settings, and only its learning rate changes, but others were changed: leave them as they were")
         rough, whole = (player, self.rough), None
         if self.captured.setdefault(rough, 0) < (LAZY if any([wants and not made for made, wants in self.rough]) else 2):
             self.captured[rough] += 1
             self.compared.add(len(self.steps))
-            whole = {name: g.detach().clone() for name, g in gradients.items()}
-        names = tuple(gradients)
-        pending.events.append(Seen(player, optimizer.param_groups[0]["lr"], fingerprint(gradients), whole, self.names.setdefault(names, names)))
+            whole = {name: p.grad.detach().clone() for name, p in self.parameters[player].items() if p.grad is not None}
+        pending.events.append(Seen(player, optimizer.param_groups[0]["lr"], fingerprint(self.heads[player].grad), whole))
         pending.updates += 1
         self.closed = self.closed or player != self.first
+
+    def _unwatch(self) -> None:
+        while self.watched:
+            self.watched.pop().remove()
 
     def _updated(self, optimizer, *_) -> None:
         if len(self.steps) < EARLY:
@@ -264,7 +270,7 @@ class Recorder:
     def _copy(self, player: int) -> None:
         """What the engine will compute with: the module in the mode it trains in, without these hooks; what is not trained is constant."""
         copy, ids = deepcopy(self.players[player]), {handle.id for handle in self.handles}
-        for hooks in (copy._forward_pre_hooks, copy._forward_hooks, copy._forward_hooks_with_kwargs):
+        for hooks in (copy._forward_pre_hooks, copy._forward_hooks):
             for key in ids & set(hooks):
                 del hooks[key]
         for name, p in copy.named_parameters():
