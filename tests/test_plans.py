@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from conftest import tiny_data
 from torch import nn
 from torch.nn import functional as F
 
 import gan_influence as gi
+from conftest import tiny_data
 
 
 def normed_gan(**options) -> gi.GAN:

@@ -26,8 +26,8 @@ from ..tools.devices import check_device, device_name  # noqa: F401
 from ..tools.files import write_atomically
 from ..tools.results import save_results  # noqa: F401
 from ..tools.streams import stream
-from ..training.optimizers import SGD
 from ..training.making import train
+from ..training.optimizers import SGD
 from ..training.trajectory import Trajectory
 from . import recording
 from .protocols import ACCURACY, AGREEMENT, EXPERIMENTS, FOR_A_GPU, REMOVAL, Accuracy, Protocol, Removal  # noqa: F401

@@ -1,8 +1,8 @@
 """How a GAN is trained, as a value: one pure step, and the run that it makes."""
 
 from .dynamics import Dynamics
-from .known import NotUnderstood
 from .keeping import trajectory_bytes
+from .known import NotUnderstood
 from .making import record, train
 from .optimizers import SGD, Adam, AdamW, RMSprop
 from .plan import Batch

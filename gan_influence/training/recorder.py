@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from ..game.gan import GAN
 from ..game.state import State
 from ..tools.noise import generator_state
+from .known import Known, NotUnderstood, Pass, Seen, Step, fingerprint
 from .optimizers import both_players
 from .plan import DISCRIMINATOR, GENERATOR
 from .rows import Rows
 from .trajectory import Trajectory
-from .known import Known, NotUnderstood, Pass, Seen, Step, fingerprint
 from .understanding import understand
 
 QUIET = 4  #: passes in training mode without a random number, after which a network is not asked again

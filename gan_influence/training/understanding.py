@@ -18,7 +18,7 @@ from .known import NotUnderstood, Pass, Seen, Step, fingerprint
 from .plan import DISCRIMINATOR, GENERATOR, Judge, Make, Plan, Update
 from .rows import Rows
 from .schedule import RecordedSchedule
-from .trajectory import Trajectory, apart
+from .trajectory import Trajectory
 
 PLAYERS = "generator", "discriminator"
 
@@ -292,7 +292,8 @@ def _fit(run, gan: GAN, plans: list[Plan], kind: tuple, t: int, i: int, event: S
     gap = float((wanted - torch.stack(basis, 1) @ found).norm() / wanted.norm().clamp(min=1e-300))
     if slope is None or abs(float(found[1])) * basis[1].norm() <= 1e-6 * wanted.norm():
         return gap, float(found[0]), None
-    scale, weight = float(found[0]) if abs(float(found[0])) > 1e-9 else 0.0, _simple(float(found[1]), 1e-9 if gan.dtype == torch.float64 else 1e-3)
+    absent = abs(float(found[0])) * basis[0].norm() <= (1e-9 if gan.dtype == torch.float64 else 1e-4) * wanted.norm()
+    scale, weight = 0.0 if absent else float(found[0]), _simple(float(found[1]), 1e-9 if gan.dtype == torch.float64 else 1e-3)
     if penalty is not None:
         return max(gap, abs(weight - 1)), scale, penalty
     return gap, scale, R1(2 * weight) if kind[3] == "real" else GradientPenalty(weight)
