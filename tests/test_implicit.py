@@ -103,7 +103,7 @@ def test_single_precision_is_solved_in_double():
 
 
 @pytest.mark.parametrize("optimizer, order, batches, steps", [(gi.SGD(0.05), "simultaneous", 2, 800), (gi.SGD(0.05), "alternating", 1, 800),
-                                                              (gi.SGD(0.05), "alternating", 2, 800), (gi.SGD(0.02, momentum=0.5), "alternating", 1, 1500)])
+                                                              (gi.SGD(0.02, momentum=0.5), "alternating", 1, 1500)])
 def test_it_is_what_a_long_unrolled_run_comes_to(optimizer, order, batches, steps):
     """In a repeated epoch a later batch counts a little more; on average over where in the epoch it comes, nothing is left of that."""
     runs = [lqgan_run(optimizer, steps, order, rho=2.0, batches=batches, first=first) for first in range(batches)]

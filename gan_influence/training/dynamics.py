@@ -178,6 +178,8 @@ class Dynamics(Linearizable):
 
     def _apply(self, player: int, parameters: dict, source: dict, buffers: dict, inputs: tuple, training: bool, weights: Tensor | None, throw):
         network = self.networks[player]
+        if throw is None and not self.models:
+            return network(parameters, buffers, *inputs, source=source, weights=weights, training=training)
         with dice(throw, inputs[0].device):
             if not self.models:
                 return network(parameters, buffers, *inputs, source=source, weights=weights, training=training)
