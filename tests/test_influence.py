@@ -355,3 +355,15 @@ def test_planted_outliers_are_harmful_and_their_removal_helps(seed):
     assert (harmful[:15] > 0).all()
     for removed in gi.retrain(run, [range(15), harmful.topk(15).indices], last_epochs=5):  # inliers may be worse still, which is no mistake
         assert metric(gan, removed) > metric(gan, run.final)
+
+
+def test_little_memory_costs_time_and_no_digit(monkeypatch):
+    run = gi.train(tiny_gan(), tiny_data(24), 5, 2, gi.Adam(0.05), stride=60)
+    expected = gi.influence(run, tiny_metric(run.gan))
+    monkeypatch.setattr(sys.modules["gan_influence.training.trajectory"], "GRAPH_BYTES", 1)
+    monkeypatch.setattr(sys.modules["gan_influence.readings.influence"], "STATES_BYTES", 1)
+    kept = []
+    monkeypatch.setattr(gi.Trajectory, "walk", lambda self, *arguments, walk=gi.Trajectory.walk, **options: kept.append(arguments[1:3]) or walk(
+        self, *arguments, **options))
+    assert torch.equal(gi.influence(run, tiny_metric(run.gan)), expected)
+    assert any(0 < start < 60 and stop - start > 1 for start, stop in kept)  # parts of the segment were walked again

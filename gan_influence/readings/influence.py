@@ -1,5 +1,6 @@
 """Influence: a metric's gradient pulled back through a recorded run, one step at a time."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -15,6 +16,8 @@ from ..training.trajectory import Trajectory
 from .derivative import check_derivative
 from .implicit import implicit
 from .judging import Metric, direction, metrics_of, name_of, one_instance, settled, value
+
+STATES_BYTES = 64 * 2**20  #: of states that are kept between two recorded ones
 
 
 def influence(run: Trajectory, metric: Metric | Mapping[str, Metric], last_epochs: int | None = None,
@@ -161,15 +164,22 @@ def _sweep(run: Trajectory, cotangents: list[State], start: int, compile: bool) 
 
 
 def _segment(run: Trajectory, dynamics: Dynamics, a: int, b: int, cotangents: Sequence[State], length: int,
-             blame: bool = False) -> tuple[Sequence[State], Tensor]:
+             blame: bool = False, state: State | None = None) -> tuple[Sequence[State], Tensor]:
     """Pull cotangents back from state b to state a; also their products with the weights' derivatives, (m, ·), last step first.
 
-    The steps are linearised in chunks of `length`, as many as memory may hold at once, so that few are computed twice.
+    The steps are linearised in chunks of `length`, as many as memory may hold at once, so that few are computed twice. Where so many
+    states would take more than STATES_BYTES, the segment is cut into parts, of which only the first states are kept.
     """
-    firsts, rows = range(a, b, length), []
-    states = [state for t, state in enumerate(run.walk(run.state(a), a, firsts[-1], dynamics=dynamics), a) if t in firsts]
+    state = run.state(a) if state is None else state
+    few = -(-(b - a) // length) <= max(8, STATES_BYTES // state.nbytes)
+    firsts, rows = range(a, b, length if few else length * math.isqrt((b - a) // length)), []
+    states = [state for t, state in enumerate(run.walk(state, a, firsts[-1], dynamics=dynamics), a) if t in firsts]
     for first in reversed(firsts):
         state, pulls = states.pop(), []
+        if not few:
+            cotangents, part = _segment(run, dynamics, first, min(first + firsts.step, b), cotangents, length, blame, state)
+            rows.append(part)
+            continue
         for t in range(first, min(first + length, b)):
             state, pull = dynamics.linearize(state, run.batch(t), run.ones(t), reusable=len(cotangents) > 1)
             pulls.append(pull)
