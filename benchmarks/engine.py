@@ -136,7 +136,8 @@ def normed(layer: str | None) -> gi.GAN:
     generator, discriminator = gan.generator, gan.discriminator
     if layer == "batch":
         generator, discriminator = (torch.nn.Sequential(*(part for one in net for part in (
-            [one, torch.nn.BatchNorm1d(one.out_features).double()] if isinstance(one, torch.nn.Linear) and one is not net[-1] else [one]))) for net in gan.networks)
+            [one, torch.nn.BatchNorm1d(one.out_features).double()] if isinstance(one, torch.nn.Linear) and one is not net[-1] else [one])))
+            for net in gan.networks)
     if layer == "spectral":
         for one in discriminator:
             if isinstance(one, torch.nn.Linear):

@@ -60,7 +60,8 @@ class GAN:
     def __reduce__(self):
         # For other processes. A named loss travels by its name, because its functions have none.
         players = self.apply_generator.copy(), self.apply_discriminator.copy()
-        attributes = self.__dict__ | dict(zip(("generator", "discriminator"), (player.module for player in players))) | {"loss": self.loss if self.loss_name == "custom" else None}
+        modules = dict(zip(("generator", "discriminator"), (player.module for player in players)))
+        attributes = self.__dict__ | modules | {"loss": self.loss if self.loss_name == "custom" else None}
         return _rebuild, (type(self), {key: value for key, value in attributes.items() if not isinstance(value, Pure)}, [player.random for player in players])
 
     @property
@@ -104,7 +105,8 @@ class GAN:
     def load(self, state: State) -> None:
         """Put a state's parameters and buffers into the two modules that were given, for sampling or for `torch.save`."""
         with torch.no_grad():
-            for module, values in ((self.generator, state.generator | state.generator_buffers), (self.discriminator, state.discriminator | state.discriminator_buffers)):
+            for module, values in ((self.generator, state.generator | state.generator_buffers),
+                                   (self.discriminator, state.discriminator | state.discriminator_buffers)):
                 own = dict(module.named_parameters()) | dict(module.named_buffers())
                 for name, value in values.items():
                     own[name].copy_(value)

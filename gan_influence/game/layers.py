@@ -48,7 +48,8 @@ class Pure:
         self.training = [layer for layer in self.module.modules() if layer.training]
         wanted = inspect.signature(self.module.forward).parameters.values()
         #: how many inputs it takes: of a tuple of data or latents the first so many
-        self.takes = None if any(p.kind is p.VAR_POSITIONAL for p in wanted) else max(1, sum(p.default is p.empty for p in wanted if p.kind is not p.VAR_KEYWORD))
+        needed = sum(p.default is p.empty for p in wanted if p.kind is not p.VAR_KEYWORD)
+        self.takes = None if any(p.kind is p.VAR_POSITIONAL for p in wanted) else max(1, needed)
 
     def __call__(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], *inputs, source: dict[str, Tensor] | None = None,
                  weights: Tensor | None = None, training: bool = True):
@@ -142,8 +143,8 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
             variance = centred.square().mean(dims)
         else:
             if len(w) != len(x):
-                raise ValueError(f"batch normalisation assumes that its rows are the batch's {len(w)} instances, but it was given {len(x)} rows: an instance that "
-                                 "is spread over several cannot be removed from its statistics")
+                raise ValueError(f"batch normalisation assumes that its rows are the batch's {len(w)} instances, but it was given {len(x)} rows: an instance "
+                                 "that is spread over several cannot be removed from its statistics")
             w = w.view(-1, *[1] * (x.ndim - 1))
             total = w.sum() * (x.numel() / (x.shape[0] * x.shape[1]))
             mean = (w * x).sum(dims) / total

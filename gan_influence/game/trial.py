@@ -47,9 +47,9 @@ def check_game(gan: GAN, x: tuple[Tensor, ...], z: tuple[Tensor, ...], between: 
                              "packing has no instance to remove; for several outputs override GAN.discriminator_losses and generator_losses")
         probabilities = returns_probabilities(gan, x)
         if not confirmed and probabilities != (gan.loss_name == "bce") and gan.loss_name in (*LOGITS, "bce"):
-            raise ValueError("the discriminator ends in a sigmoid and returns probabilities, but the loss {0!r} takes logits: take the sigmoid out, or use loss='bce'"
-                             .format(gan.loss_name) if probabilities else "the loss 'bce' takes probabilities, but the discriminator returns logits, whatever "
-                             "number they are: use loss='non_saturating', or end it in a sigmoid")
+            raise ValueError(f"the discriminator ends in a sigmoid and returns probabilities, but the loss {gan.loss_name!r} takes logits: take the sigmoid "
+                             "out, or use loss='bce'" if probabilities else "the loss 'bce' takes probabilities, but the discriminator returns logits, "
+                             "whatever number they are: use loss='non_saturating', or end it in a sigmoid")
     _check_coupling(discriminator, d, x)
 
 
@@ -113,5 +113,6 @@ def _check_coupling(network: Pure, own: list[dict[str, Tensor]], x: tuple) -> No
             if isinstance(a, Tensor) and a.ndim and len(a) == len(weights) - 1 and len(b) == len(weights) and not torch.allclose(
                     a, b[:-1], rtol=1e-3, atol=1e-5):
                 name = f"its layer {names[layer]!r} ({type(layer).__name__.lstrip('_')})" if names[layer] else "its forward"
-                raise ValueError(f"the discriminator's output for one instance may depend on the others of its batch through batch normalisation alone, but {name} "
+                raise ValueError(f"the discriminator's output for one instance may depend on the others of its batch through batch normalisation alone, but "
+                                 f"{name} "
                                  "gave another when one of them was taken away: a minibatch standard deviation, or packing, has no pure form; take it out")

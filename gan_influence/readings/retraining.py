@@ -132,8 +132,8 @@ def _spread(run: Trajectory, metrics: Mapping, sets: list[Tensor], start: int, m
     gan.to("cpu")  # a GPU's memory does not travel
     waiting, size = _order(run, sets, start, models_at_once)
     shards = [[i for i, _ in waiting[first:first + size]] for first in range(0, len(waiting), size)]
-    tasks = {executor.submit(leave_one_out_shard, folder, gan, run.rows.read, run.dynamics.optimizers, str(device), metrics, [int(sets[i]) for i in which], run.steps - start,
-                             size, compile, torch.get_num_threads()): which for which in shards}
+    tasks = {executor.submit(leave_one_out_shard, folder, gan, run.rows.read, run.dynamics.optimizers, str(device), metrics, [int(sets[i]) for i in which],
+                             run.steps - start, size, compile, torch.get_num_threads()): which for which in shards}
     for task in as_completed(tasks):
         yield tasks[task], task.result()
 

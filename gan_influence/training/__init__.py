@@ -10,4 +10,5 @@ from .recorder import Recorder
 from .schedule import RecordedSchedule, Schedule
 from .trajectory import Trajectory
 
-__all__ = ["SGD", "Adam", "AdamW", "Batch", "Dynamics", "NotUnderstood", "RMSprop", "RecordedSchedule", "Recorder", "Schedule", "Trajectory", "record", "train", "trajectory_bytes"]
+__all__ = ["SGD", "Adam", "AdamW", "Batch", "Dynamics", "NotUnderstood", "RMSprop",
+           "RecordedSchedule", "Recorder", "Schedule", "Trajectory", "record", "train", "trajectory_bytes"]

@@ -57,7 +57,8 @@ class CompiledDynamics:
 def _arguments(state: State, batch: Batch, weights: Tensor) -> list[Tensor]:
     like = {"dtype": weights.dtype, "device": weights.device}
     # Rates and counts as tensors, or every one of them would be compiled anew.
-    return [*(p.contiguous() for p in state.tensors()), weights, *(a if isinstance(a, Tensor) else torch.tensor(float(a), **like) for a in tree_leaves(_drawn(batch)))]
+    return [*(p.contiguous() for p in state.tensors()), weights,
+            *(a if isinstance(a, Tensor) else torch.tensor(float(a), **like) for a in tree_leaves(_drawn(batch)))]
 
 
 def _unflatten(state: State, batch: Batch, flat: tuple[Tensor, ...]) -> tuple[State, Batch, Tensor]:

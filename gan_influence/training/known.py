@@ -88,9 +88,10 @@ class Known:
                     event.parts = event.parts or self._parts(step, event)
                 for event in judged:
                     if not event.parts and (event.training or isinstance(step.events[-1], Seen)):
-                        raise NotUnderstood(f"step {t}: the discriminator judges rows of the training set, or instances that the generator made in that step, but saw a "
-                                            f"batch of shape {tuple(event.inputs[0].shape)} that is neither: give the recorder x exactly as the discriminator sees it, or "
-                                            "say which rows they are by recorder.drew(indices) before the pass")
+                        raise NotUnderstood(f"step {t}: the discriminator judges rows of the training set, or instances that the generator made in that "
+                                            "step, but saw a "
+                                            f"batch of shape {tuple(event.inputs[0].shape)} that is neither: give the recorder x exactly as the "
+                                            "discriminator sees it, or say which rows they are by recorder.drew(indices) before the pass")
                 for event in judged:
                     self._check_others(t, step, event)
                 for event in step.events:
@@ -143,7 +144,8 @@ class Known:
             size = len(makes[where[0]].inputs[0]) if kind == "fake" else where[1] - where[0]
             seen = [a[first:first + size] for a in others]
             if len(expected) < len(seen) or not all(torch.equal(a.to(b.dtype), b.cpu()) for a, b in zip(seen, expected)):
-                raise NotUnderstood(f"step {t}: beside an instance the discriminator is given its row's further columns, or for a generated one the generator's own (labels), "
+                raise NotUnderstood(f"step {t}: beside an instance the discriminator is given its row's further columns, or for a generated one the "
+                                    "generator's own (labels), "
                                     "but it was given others: pass x=(images, labels) to the recorder, with labels just as the networks take them")
             first += size
         event.inputs = event.inputs[1:0]

@@ -31,7 +31,8 @@ class Optimizer:
             raise ValueError(f"a tuple of learning rates is a pair (generator's, discriminator's), but has {len(pair)} entries: give a list for one per step")
         self.generator, self.discriminator = (own if given is None else given for own, given in zip(pair, (generator, discriminator)))
         if self.generator is None or self.discriminator is None:
-            raise ValueError(f"both players need a learning rate: {type(self).__name__}(1e-3), or {type(self).__name__}((1e-3, 4e-3)) for generator and discriminator")
+            name = type(self).__name__
+            raise ValueError(f"both players need a learning rate: {name}(1e-3), or {name}((1e-3, 4e-3)) for generator and discriminator")
         for option, value in options.items():
             numbers = value if isinstance(value, (tuple, list)) else (value,)
             good = all(isinstance(one, (bool, int, float)) and 0 <= one < (1 if option == "betas" else float("inf")) for one in numbers)
@@ -43,7 +44,8 @@ class Optimizer:
         """The memory before the first step: zeros."""
         return {f"{kind}.{name}": torch.zeros_like(p) for kind in self.kinds for name, p in parameters.items()}
 
-    def update(self, parameters: Tensors, gradients: Tensors, memory: Tensors, learning_rate: float | Tensor, number: int | Tensor = 0) -> tuple[Tensors, Tensors]:
+    def update(self, parameters: Tensors, gradients: Tensors, memory: Tensors, learning_rate: float | Tensor,
+               number: int | Tensor = 0) -> tuple[Tensors, Tensors]:
         """New parameters and memory; rate and number are numbers or 0-d tensors."""
         floor = self.floor(gradients) if self.kinds and torch.is_grad_enabled() else None
         parameters, memory = dict(parameters), dict(memory)
@@ -72,7 +74,8 @@ class Optimizer:
 
     def __repr__(self) -> str:
         own, other = (rate if isinstance(rate, (int, float)) else "a rate per step" for rate in (self.generator, self.discriminator))
-        return f"{type(self).__name__}({', '.join([str(own if own == other else (own, other)), *(f'{option}={getattr(self, option)}' for option in self.options if getattr(self, option))])})"
+        options = [f"{option}={getattr(self, option)}" for option in self.options if getattr(self, option)]
+        return f"{type(self).__name__}({', '.join([str(own if own == other else (own, other)), *options])})"
 
 
 class SGD(Optimizer):
@@ -87,8 +90,10 @@ class SGD(Optimizer):
 
     name, options = "sgd", ("momentum", "dampening", "nesterov", "weight_decay")
 
-    def __init__(self, lr=None, momentum: float = 0, dampening: float = 0, nesterov: bool = False, weight_decay: float = 0, *, generator=None, discriminator=None):
-        super().__init__(lr, generator=generator, discriminator=discriminator, momentum=momentum, dampening=dampening, nesterov=nesterov, weight_decay=weight_decay)
+    def __init__(self, lr=None, momentum: float = 0, dampening: float = 0, nesterov: bool = False, weight_decay: float = 0, *,
+                 generator=None, discriminator=None):
+        super().__init__(lr, generator=generator, discriminator=discriminator, momentum=momentum, dampening=dampening, nesterov=nesterov,
+                         weight_decay=weight_decay)
         if nesterov and (not momentum or dampening):
             raise ValueError("Nesterov's momentum takes a momentum and no dampening, as in torch.optim.SGD")
         self.kinds = ("momentum_buffer",) if momentum else ()
@@ -139,7 +144,8 @@ class AdamW(Adam):
 
     name, decoupled = "adamw", True
 
-    def __init__(self, lr=1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 1e-2, *, generator=None, discriminator=None):
+    def __init__(self, lr=1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 1e-2, *,
+                 generator=None, discriminator=None):
         super().__init__(lr, betas, eps, weight_decay, generator=generator, discriminator=discriminator)
 
 
@@ -199,8 +205,8 @@ def from_torch(optimizer):
                 for group in optimizer.param_groups]
     if kind is None or any(settings[0].get(option) for option in UNKNOWN) or any(one != settings[0] for one in settings):
         seen = type(optimizer).__name__ if kind is None else next((option for option in UNKNOWN if settings[0].get(option)), "parameter groups that differ")
-        raise ValueError(f"an optimiser of torch's is one of {', '.join(kind.__name__ for kind in OPTIMIZERS.values())} with one setting for all parameters, without "
-                         f"{', '.join(UNKNOWN)}, but this one is or has {seen}: its derivative is not known here")
+        raise ValueError(f"an optimiser of torch's is one of {', '.join(kind.__name__ for kind in OPTIMIZERS.values())} with one setting for all parameters, "
+                         f"without {', '.join(UNKNOWN)}, but this one is or has {seen}: its derivative is not known here")
     return kind(float(settings[0]["lr"]), **{option: settings[0][option] for option in kind.options})
 
 

@@ -54,7 +54,8 @@ class Recorder:
     2
     """
 
-    def __init__(self, generator: nn.Module, discriminator: nn.Module, optimizer_g, optimizer_d, x, average: nn.Module | None = None, stride: int | None = None):
+    def __init__(self, generator: nn.Module, discriminator: nn.Module, optimizer_g, optimizer_d, x, average: nn.Module | None = None,
+                 stride: int | None = None):
         self.players, self.optimizers, self.average = (generator, discriminator), (optimizer_g, optimizer_d), average
         like = next(generator.parameters())
         self.given, self.rows, self.problem = x, Rows(x, like.device, like.dtype, anywhere=True), None
@@ -122,8 +123,8 @@ class Recorder:
         """
         self.stop()
         if not any(step.updates for step in self.steps):
-            raise NotUnderstood("a recorded loop calls both modules and steps both optimisers, but no update was seen: make the recorder before the loop, of the very "
-                                "modules and optimisers that the loop uses")
+            raise NotUnderstood("a recorded loop calls both modules and steps both optimisers, but no update was seen: make the recorder before the loop, of "
+                                "the very modules and optimisers that the loop uses")
         if self.problem is None:
             self._recognise(self.steps)
         if self.problem is not None:
@@ -177,8 +178,8 @@ class Recorder:
         if not pending.updates and len(self.steps) % self.stride == 0:
             mode = [layer.training for layer in self.layers[player]]
             if training and mode != self.modes[player] or not training and any(mode):
-                return self._refuse("a network is trained in one mode, but some layers of this one were switched between train and eval since its first pass: set them "
-                                    "before the loop")
+                return self._refuse("a network is trained in one mode, but some layers of this one were switched between train and eval since its first "
+                                    "pass: set them before the loop")
         if throw is not None and torch.equal(throw, generator_state(self.rows.device)):
             throw = None
             self.quiet[player] += training

@@ -27,7 +27,8 @@ class Rows:
         x = x.dataset if isinstance(x, torch.utils.data.DataLoader) else x
         x = tuple(x.tensors) if isinstance(x, torch.utils.data.TensorDataset) else x
         self.shape = shape  #: of one instance, where the networks see another than the data have
-        self.read = x if not isinstance(x, (Tensor, tuple, list, str)) and hasattr(x, "__getitem__") and hasattr(x, "__len__") and not hasattr(x, "__array__") else None
+        indexable = all(hasattr(x, method) for method in ("__getitem__", "__len__")) and not hasattr(x, "__array__")
+        self.read = x if indexable and not isinstance(x, (Tensor, tuple, list, str)) else None
         given = () if self.read is not None else x if isinstance(x, tuple) else (x,)
         try:
             given = tuple(map(torch.as_tensor, given))
@@ -35,13 +36,15 @@ class Rows:
             raise ValueError(f"a training set is {IN_MEMORY}, such as gi.data.images(folder), but got {type(x).__name__} ({error})") from error
         for column in given:
             if column.layout != torch.strided or column.is_complex():
-                raise ValueError(f"a training set is a dense tensor of real numbers, but got {'complex ones' if column.is_complex() else column.layout}: convert it first")
+                seen = "complex ones" if column.is_complex() else column.layout
+                raise ValueError(f"a training set is a dense tensor of real numbers, but got {seen}: convert it first")
         self.device, self.dtype, self.anywhere = device, dtype, anywhere  # anywhere: in-memory data may lie elsewhere, and are moved batch by batch
         self.columns, self.single = tuple(self._fit(column, i) for i, column in enumerate(given)), not isinstance(x, tuple)
         self.low, self.high = torch.inf, -torch.inf  #: the smallest and the largest number of the first column
         self.n = len(self.read) if self.read is not None else len(self.columns[0]) if self.columns and self.columns[0].ndim else 0
         if not self.n or any(len(column) != self.n for column in self.columns) or self.columns and self.columns[0].ndim < 2:
-            raise ValueError(f"a training set is (n, ...) with n at least 1, got shape {', '.join(str(tuple(column.shape)) for column in self.columns) or self.n}")
+            seen = ", ".join(str(tuple(column.shape)) for column in self.columns) or self.n
+            raise ValueError(f"a training set is (n, ...) with n at least 1, got shape {seen}")
         self.fingerprint = self.hash()
 
     def _fit(self, column: Tensor, i: int) -> Tensor:
@@ -80,8 +83,8 @@ class Rows:
             self._finite(found[0], int(part[0]))
             digest.update("".join(map(fingerprint, found)).encode())
         if any(not torch.equal(a, b) for a, b in zip(found, self.take(part))):
-            raise ValueError("a training set gives the same instance for the same index, but this data set gave another at the second asking: take out what it does at "
-                             "random, or in a loop of your own tell gi.Recorder what was drawn")
+            raise ValueError("a training set gives the same instance for the same index, but this data set gave another at the second asking: take out what "
+                             "it does at random, or in a loop of your own tell gi.Recorder what was drawn")
         return digest.hexdigest()
 
     def _finite(self, x: Tensor, first: int) -> None:

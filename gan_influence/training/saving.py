@@ -63,7 +63,8 @@ def read(path: str | os.PathLike, gan: GAN, x, optimizer=None) -> tuple:
 
 
 def _described(rows: Rows) -> dict:
-    return {"n": len(rows), "shape": [list(column.shape[1:]) for column in rows.columns], "fingerprint": rows.fingerprint, "seen": rows.shape and list(rows.shape)}
+    return {"n": len(rows), "shape": [list(column.shape[1:]) for column in rows.columns], "fingerprint": rows.fingerprint,
+            "seen": rows.shape and list(rows.shape)}
 
 
 def _optimizer(path: str | os.PathLike, arguments: dict):

@@ -31,7 +31,8 @@ class Schedule:
     [0, 1, 2, 3, 4, 5]
     """
 
-    def __init__(self, n: int, batch_size: int, epochs: int, latent_dim: int | Sequence[int], shared: bool, seed: int, updates: int = 1, latents: str = "normal"):
+    def __init__(self, n: int, batch_size: int, epochs: int, latent_dim: int | Sequence[int], shared: bool, seed: int, updates: int = 1,
+                 latents: str = "normal"):
         if not 1 <= whole("batch_size", batch_size) * whole("discriminator_steps", updates) <= n:
             raise ValueError(f"a batch holds between 1 and n = {n} distinct instances, but batch_size is {batch_size}"
                              + (f" for {updates} updates a step" if updates > 1 else ""))

@@ -46,7 +46,9 @@ class Trajectory:
         self.rows, self.schedule, self.stride, self.states = rows, schedule, stride, states
         self._compiled, self._ones, self.rates = {}, {}, rates
         pair = self.dynamics.optimizers
-        self.learning_rates = rates or (np.stack([one.learning_rates(schedule.steps)[:, player] for player, one in enumerate(pair)], 1).tolist() if pair else [])
+        if not rates and pair:
+            rates = np.stack([one.learning_rates(schedule.steps)[:, player] for player, one in enumerate(pair)], 1).tolist()
+        self.learning_rates = rates or []
 
     def __reduce__(self):
         return Trajectory, (self.dynamics, self.rows, self.schedule, self.stride, self.states, self.rates)
@@ -78,8 +80,8 @@ class Trajectory:
         if not compile:
             return self.dynamics.stacked if models else self.dynamics
         if self.draws_within:
-            raise ValueError("compile=True assumes that all random numbers are drawn before a step, but these networks draw some within, such as dropout's, and a "
-                             "compiler would draw others: leave compile out")
+            raise ValueError("compile=True assumes that all random numbers are drawn before a step, but these networks draw some within, such as dropout's, "
+                             "and a compiler would draw others: leave compile out")
         from .compiled import CompiledDynamics  # importing the compiler takes a second
         return self._compiled.setdefault(models, CompiledDynamics(self.stepper(models)))
 

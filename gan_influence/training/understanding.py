@@ -18,7 +18,7 @@ from .known import NotUnderstood, Pass, Seen, Step, fingerprint
 from .plan import DISCRIMINATOR, GENERATOR, Judge, Make, Plan, Update
 from .rows import Rows
 from .schedule import RecordedSchedule
-from .trajectory import Trajectory
+from .trajectory import Trajectory, last
 
 PLAYERS = "generator", "discriminator"
 
@@ -91,7 +91,8 @@ def _rates(rates: list[float]):
 def _fitting(state: State, like: State) -> State:
     """What a recorded state holds beyond the engine's left out."""
     if missing := [name for own, wanted in zip(state, like) for name in wanted if name not in own]:
-        raise NotUnderstood(f"step 0: the moving average is a copy of the generator, but it has no {missing[0]!r}: pass average= the copy that the loop averages")
+        raise NotUnderstood(f"step 0: the moving average is a copy of the generator, but it has no {missing[0]!r}: pass average= the copy that the loop "
+                            "averages")
     return State(*({name: own[name] for name in wanted} for own, wanted in zip(state, like)))
 
 
@@ -112,8 +113,8 @@ def _plan(t: int, step: Step, memory: list[bool]) -> tuple[Plan, list[int]]:
                 real = [one for one in at["real"] if one not in sloped] or sloped
                 updates[i] = Update(DISCRIMINATOR, real[-1] if real else None, fakes[-1] if fakes else None, (at["mix"] or sloped or [(None, 0)])[-1][0])
             if updates[i].real is updates[i].fake is updates[i].penalty is None:
-                raise NotUnderstood(f"step {t}: an update of the {PLAYERS[event.player]} follows what the discriminator said of a batch, but it had said nothing since the "
-                                    "update before: an optimiser that steps twice on one backward pass has no counterpart here")
+                raise NotUnderstood(f"step {t}: an update of the {PLAYERS[event.player]} follows what the discriminator said of a batch, but it had said "
+                                    "nothing since the update before: an optimiser that steps twice on one backward pass has no counterpart here")
             used |= {k: True for k in (updates[i].penalty, *(one and one[0] for one in updates[i][1:3])) if k is not None}
     keep = [i for i, event in enumerate(events) if isinstance(event, Pass) and (i in used or event.training and memory[event.player] and (
         event.player == GENERATOR or event.parts))]
@@ -200,9 +201,10 @@ def _choices(run, gan: GAN, seen: set[int], steps: list[Step], plans: list[Plan]
             if fits and tried[name] <= allowed:
                 scales = [fit[1] for fit in fits]
                 if max(scales) - min(scales) > 2 * allowed * max(map(abs, scales)):
-                    raise NotUnderstood(f"step {asked[0][0]}: the gradient of the {PLAYERS[kind[0]]} is that of the loss {name!r} times a factor that is another in every "
-                                        f"step ({', '.join(f'{scale:.3g}' for scale in scales)} at steps {', '.join(str(t) for t, *_ in asked)}): clipped gradients "
-                                        "do that, and have no counterpart here; weight clipping, spectral normalisation and penalties do")
+                    raise NotUnderstood(f"step {asked[0][0]}: the gradient of the {PLAYERS[kind[0]]} is that of the loss {name!r} times a factor that is "
+                                        "another in every "
+                                        f"step ({', '.join(f'{scale:.3g}' for scale in scales)} at steps {', '.join(str(t) for t, *_ in asked)}): clipped "
+                                        "gradients do that, and have no counterpart here; weight clipping, spectral normalisation and penalties do")
                 due = [t for (t, *_), fit in zip(asked, fits) if fit[2] is not None]
                 chosen[kind][name] = (_simple(fits[0][1], 1e-9 if double else 1e-3), next((fit[2] for fit in fits if fit[2] is not None), None), one)
                 if due and len(due) < len(asked):
@@ -212,9 +214,10 @@ def _choices(run, gan: GAN, seen: set[int], steps: list[Step], plans: list[Plan]
                     chosen.setdefault((*kind[:3], None), {})[name] = (scale, None, one)
         if not chosen[kind]:
             t, best = found[0][0], min(tried, key=tried.get)
-            raise NotUnderstood(f"step {t}: the gradient of the {PLAYERS[kind[0]]} is that of none of the losses {', '.join(names)}, with or without a penalty: the nearest "
-                                f"is {best!r}, {tried[best]:.1%} of the gradient away. Clipped gradients, smoothed labels and losses of your own do that: pass loss= or "
-                                "penalty=, or a subclass of GAN")
+            raise NotUnderstood(f"step {t}: the gradient of the {PLAYERS[kind[0]]} is that of none of the losses {', '.join(names)}, with or without a "
+                                "penalty: the nearest "
+                                f"is {best!r}, {tried[best]:.1%} of the gradient away. Clipped gradients, smoothed labels and losses of your own do that: "
+                                "pass loss= or penalty=, or a subclass of GAN")
     options = [[(kind, name, value) for name, value in named.items()] for kind, named in chosen.items()]
     for combination in product(*options):
         by_player = [dict.fromkeys(name for kind, name, _ in combination if kind[0] == player) for player in (0, 1)]
@@ -256,8 +259,8 @@ def _lazy(plans: list[Plan], kind: tuple, steps: list[int], due: list[int], last
     """Where a penalty comes and goes: the plans without it where it is not due, and every how many steps it is."""
     every = penalty.every if penalty is not None else due[1] - due[0] if len(due) > 1 else len(plans) if last == steps[-1] else None
     if every is None or due != [t for t in steps if t <= last and t % every == due[0] % every]:
-        raise NotUnderstood(f"step {last}: a gradient penalty is paid in every step or in every m-th, but of steps {steps[0]} to {last} it was paid in {due}: pass "
-                            "penalty=gi.R1(gamma, every=m), or record more steps")
+        raise NotUnderstood(f"step {last}: a gradient penalty is paid in every step or in every m-th, but of steps {steps[0]} to {last} it was paid in "
+                            f"{due}: pass penalty=gi.R1(gamma, every=m), or record more steps")
     return [plan if t % every == due[0] % every else tuple(event._replace(penalty=None) if type(event) is Update and _kind(plan, event) == kind else event
                                                            for event in plan) for t, plan in enumerate(plans)], every
 
@@ -333,18 +336,19 @@ def _verify(run: Trajectory, steps: list[Step]) -> float:
             found, expected = float(fingerprint(gradients.get(next(iter(run.states[0][player]))))), event.mark
             tolerance = 1e-6 if double else 2e-3 + 1e-2 * (t - a)
             if not abs(found - expected) <= tolerance * max(expected, 0.1 * typical):
-                raise NotUnderstood(f"step {t}: the gradient that the {PLAYERS[player]} took (its first parameter's) has norm {expected:.6g}, but its loss as understood gives {found:.6g} "
-                                    f"(ratio {expected / found if found else float('inf'):.3g}): was it clipped, or the loss, the labels or the networks changed? "
-                                    "What was understood: " + _what(run))
+                raise NotUnderstood(f"step {t}: the gradient that the {PLAYERS[player]} took (its first parameter's) has norm {expected:.6g}, but its loss "
+                                    f"as understood gives {found:.6g} "
+                                    f"(ratio {expected / found if found else float('inf'):.3g}): was it clipped, or the loss, the labels or the networks "
+                                    "changed? What was understood: " + _what(run))
 
-        for state in run.walk(run.states[a].map(Tensor.clone), a, b, watch=compare):
-            pass
+        state = last(run.walk(run.states[a].map(Tensor.clone), a, b, watch=compare))
         gap, moved, name = _apart(run, state, run.states[b], run.states[a])
         share = gap / moved if moved else float(gap > 0)
         if not share <= (1e-6 if double else min(1e-2 * (b - a), 0.3)):
-            raise NotUnderstood(f"step {a if b - a == 1 else f'{a} to {b - 1}'}: replayed from its recorded start it ends {gap:.1e} away in {name}, having moved {moved:.1e}, "
-                                "although the gradients agree: were parameters, buffers or the average changed by hand, or does the optimiser do something else? "
-                                "What was understood: " + _what(run))
+            raise NotUnderstood(f"step {a if b - a == 1 else f'{a} to {b - 1}'}: replayed from its recorded start it ends {gap:.1e} away in {name}, having "
+                                f"moved {moved:.1e}, "
+                                "although the gradients agree: were parameters, buffers or the average changed by hand, or does the optimiser do something "
+                                "else? What was understood: " + _what(run))
         worst = max(worst, share)
     return worst
 
@@ -380,7 +384,8 @@ def _what(run: Trajectory) -> str:
     plan = run.schedule.plans[run.schedule.which[0]]
     order = ", ".join(PLAYERS[event.player] for event in plan if type(event) is Update)
     scales = sorted({event.scale for plan in run.schedule.plans for event in plan if type(event) is Update})
-    words = [f"loss {gan.loss_name}" + (f" times {', '.join(f'{scale:g}' for scale in scales)}" if scales != [1.0] else ""), f"updates of the {order} in a step",
+    times = f" times {', '.join(f'{scale:g}' for scale in scales)}" if scales != [1.0] else ""
+    words = [f"loss {gan.loss_name}{times}", f"updates of the {order} in a step",
              f"{rules.optimizers[0]} for the generator and {rules.optimizers[1]} for the discriminator"]
     words += [f"penalty {gan.penalty}"] if gan.penalty else []
     words += [f"weights clipped to ±{rules.clip_weights:g}"] if rules.clip_weights else []
@@ -395,11 +400,12 @@ def _report(run: Trajectory, seen, worst: float) -> str:
         lines.append(f"The average's buffers are {names[run.dynamics.average_buffers]}.")
     if seen.known.twins:
         some = sorted(seen.known.twins)
-        lines.append(f"{len(some)} rows have equals ({', '.join(map(str, some[:4]))}{', ...' if len(some) > 4 else ''}): of equal rows the one drawn least often was taken; "
-                     "recorder.drew(indices) would tell.")
+        lines.append(f"{len(some)} rows have equals ({', '.join(map(str, some[:4]))}{', ...' if len(some) > 4 else ''}): of equal rows the one drawn least "
+                     "often was taken; recorder.drew(indices) would tell.")
     resting = [f"{PLAYERS[player]}.{name}" for player, optimizer in enumerate(run.dynamics.optimizers) for name in _resting(run, player, optimizer)]
     if resting:
-        lines.append(f"The gradient of {', '.join(resting)} is rounding noise, such as before batch normalisation: no derivative is taken of an optimiser's steps along it.")
+        lines.append(f"The gradient of {', '.join(resting)} is rounding noise, such as before batch normalisation: no derivative is taken of an optimiser's "
+                     "steps along it.")
     lines.append(f"Replayed in {len(run.states) - 1} segments from recorded states; the largest gap is {worst:.1e} of how far parameters moved.")
     return " ".join(lines)
 
