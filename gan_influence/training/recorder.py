@@ -18,7 +18,7 @@ from .understanding import understand
 QUIET = 4  #: passes in training mode without a random number, after which a network is not asked again
 EARLY = 4  #: steps after each update of which parameters are looked at for changes by hand
 LAZY = 20  #: updates whose gradients are kept where a penalty may come and go
-KEPT, KEPT_BYTES = 32, 256 * 2**20  #: states that are kept before every other one is let go; as far as they fit, but 8
+KEPT, KEPT_BYTES = 32, 64 * 2**20  #: states that are kept before every other one is let go; as far as they fit, but 8
 PENDING = 32 * 2**20  #: bytes of batches that wait to be recognised together
 
 
