@@ -8,11 +8,9 @@ from torch import Tensor, nn
 from ..tools.noise import dice
 from ..tools.streams import stream
 from .layers import Pure
-from .losses import LOSSES, Loss, named_loss
+from .losses import Loss, named_loss
 from .penalties import R1, GradientPenalty
 from .state import State
-
-LOGITS = tuple(name for name in LOSSES if name != "bce")  #: losses of a discriminator that returns logits
 
 
 class GAN:
@@ -124,11 +122,11 @@ class GAN:
         """Instances (n, ...) as one would deploy them: all layers evaluate, by the moving average where `state` has one; differentiable in the state."""
         values = state.average or state.generator | state.generator_buffers
         with dice(0 if self.apply_generator.random else None, self.device):  # noise that is drawn even then is the same at every call
-            return self.apply_generator(values, values, *_columns(latents), training=False)[0]
+            return self.apply_generator(values, values, *columns(latents), training=False)[0]
 
     def discriminate(self, state: State, x: Tensor | tuple) -> Tensor:
         """What `state`'s discriminator says of instances (n, ...) when all of its layers evaluate, (n,); differentiable in the state."""
-        return self.apply_discriminator(state.discriminator, state.discriminator_buffers, *_columns(x), training=False)[0].flatten()
+        return self.apply_discriminator(state.discriminator, state.discriminator_buffers, *columns(x), training=False)[0].flatten()
 
     def discriminator_losses(self, real, fake, x: tuple, z: tuple) -> tuple[Tensor | None, Tensor | None]:
         """The discriminator's loss of every real and of every generated instance, (B,) each.
@@ -164,8 +162,9 @@ def draw_latents(stream, shape: tuple[int, ...], latents: str):
     return stream.standard_normal(shape) if latents == "normal" else stream.uniform(-1, 1, shape)
 
 
-def _columns(x: Tensor | tuple) -> tuple:
-    return tuple(x) if isinstance(x, (tuple, list)) else (x,)
+def columns(x: Tensor | tuple | None) -> tuple:
+    """Data or latents as a tuple of their columns."""
+    return () if x is None else tuple(x) if isinstance(x, (tuple, list)) else (x,)
 
 
 def _rebuild(kind: type[GAN], attributes: dict, random: list[bool]) -> GAN:

@@ -47,8 +47,8 @@ class Pure:
                         if isinstance(hook, (OLD_SPECTRAL_NORM, OLD_WEIGHT_NORM))]
         self.training = [layer for layer in self.module.modules() if layer.training]
         wanted = inspect.signature(self.module.forward).parameters.values()
-        #: how many inputs it takes: of a tuple of data or latents the first so many
         needed = sum(p.default is p.empty for p in wanted if p.kind is not p.VAR_KEYWORD)
+        #: how many inputs it takes: of a tuple of data or latents the first so many
         self.takes = None if any(p.kind is p.VAR_POSITIONAL for p in wanted) else max(1, needed)
 
     def __call__(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], *inputs, source: dict[str, Tensor] | None = None,

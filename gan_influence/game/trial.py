@@ -5,8 +5,9 @@ from torch import Tensor
 
 from ..tools.noise import dice, generator_state
 from ..tools.streams import torch_stream
-from .gan import GAN, LOGITS
+from .gan import GAN
 from .layers import Pure, changed
+from .losses import LOSSES
 
 
 @torch.no_grad()
@@ -46,7 +47,7 @@ def check_game(gan: GAN, x: tuple[Tensor, ...], z: tuple[Tensor, ...], between: 
             raise ValueError(f"the discriminator must return one number per instance, (B,) or (B, 1); for {len(x[0])} instances it returned {seen}: minibatch "
                              "packing has no instance to remove; for several outputs override GAN.discriminator_losses and generator_losses")
         probabilities = returns_probabilities(gan, x)
-        if not confirmed and probabilities != (gan.loss_name == "bce") and gan.loss_name in (*LOGITS, "bce"):
+        if not confirmed and probabilities != (gan.loss_name == "bce") and gan.loss_name in LOSSES:
             raise ValueError(f"the discriminator ends in a sigmoid and returns probabilities, but the loss {gan.loss_name!r} takes logits: take the sigmoid "
                              "out, or use loss='bce'" if probabilities else "the loss 'bce' takes probabilities, but the discriminator returns logits, "
                              "whatever number they are: use loss='non_saturating', or end it in a sigmoid")

@@ -9,7 +9,8 @@ from torch.utils._pytree import tree_map
 
 from ..game.state import State
 from ..tools.streams import torch_stream
-from ..training.plan import Batch, Judge, Make
+from ..training.optimizers import resting
+from ..training.plan import PLAYERS, Batch, Judge, Make
 from ..training.trajectory import Trajectory
 
 ROWS = 16  #: of the batch that are tried: a derivative that is wrong is wrong for few
@@ -90,8 +91,7 @@ def _double_step(run: Trajectory):
     weights = run.ones(t).double()
     if run.gan is not None:
         batch, weights = _few(batch, weights)
-        batch = tree_map(lambda a: a.double() if isinstance(a, Tensor) and a.is_floating_point() else a, batch._replace(plan=None))._replace(
-            plan=batch.plan, learning_rate=tree_map(lambda rate: max(LEAST_RATE, rate), batch.learning_rate))
+        batch = batch.double()._replace(learning_rate=tree_map(lambda rate: max(LEAST_RATE, rate), batch.learning_rate))
 
     def step(flat: list[Tensor], graph: bool = False):
         here, weights = state.rebuild(flat[:-1]), flat[-1]
@@ -127,12 +127,8 @@ def _few(batch: Batch, weights: Tensor) -> tuple[Batch, Tensor]:
 def _counted(after: State) -> list[Tensor | float]:
     """0 where an optimiser divides rounding noise by rounding noise, whose derivative is not taken; 1 elsewhere."""
     counts = dict.fromkeys(after.named(), 1.0)
-    for player, memory in (("generator", after.generator_memory), ("discriminator", after.discriminator_memory)):
-        for kind in ("exp_avg_sq", "square_avg"):
-            largest = max((float(v.max()) for key, v in memory.items() if key.startswith(kind + ".")), default=0.0)
-            for key, v in memory.items():
-                if key.startswith(kind + "."):
-                    counts[f"{player}.{key.partition('.')[2]}"] = (v > 1e-24 * largest).to(v.dtype)
+    for player, memory in zip(PLAYERS, after[2:4]):
+        counts |= {f"{player}.{name}": (~noise).double() for name, noise in resting(memory, 1e-24).items()}
     return list(counts.values())
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import scipy.linalg
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from ..game.state import State
 from ..training.trajectory import Trajectory
@@ -49,8 +48,7 @@ def implicit(run: Trajectory, gradients: list[State], iterations: int, tolerance
     def linearized(t: int) -> tuple[State, Callable]:
         batch = run.batch(t)
         if run.gan is not None:
-            double = tree_map(lambda a: a.double() if torch.is_tensor(a) and a.is_floating_point() else a, batch._replace(plan=None))
-            batch = double._replace(plan=batch.plan)
+            batch = batch.double()
         return dynamics.linearize(final, batch, run.ones(t).double(), reusable=True)
 
     def flat(state: State) -> Tensor:

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..game.gan import GAN
+from ..game.gan import GAN, columns
 from ..game.state import State
 from ..tools.noise import dice
 from .optimizers import both_players
@@ -270,11 +270,6 @@ class Dynamics(Linearizable):
 
 def _rebuild(gan: GAN, optimizers: tuple, rules: dict, models: bool) -> Dynamics:
     return Dynamics(gan, optimizers, **rules, models=models)
-
-
-def columns(x: Tensor | tuple | None) -> tuple:
-    """Data or latents as a tuple of their columns."""
-    return () if x is None else tuple(x) if isinstance(x, (tuple, list)) else (x,)
 
 
 def _leaves(parameters: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -54,7 +54,9 @@ class Known:
     """The training set by content."""
 
     def __init__(self, rows: Rows):
-        self.rows, self.twins = rows, set()
+        one = rows.take(torch.tensor([0]))[0][0]
+        self.rows, self.twins, self.shape = rows, set(), tuple(one.shape)
+        self.keys = torch.randint(-2**62, 2**62, (one.numel(),), generator=torch_stream("derivative", 2)) * 2 + 1
         self.sorted, self.order = torch.cat([self._hash(rows.take(part)[0]) for part in torch.arange(len(rows)).split(1024)]).sort()
         self.used = torch.zeros(len(rows), dtype=torch.int64)
 
@@ -62,14 +64,13 @@ class Known:
         """A number per row by its bits, (n,) int64 on the CPU; both zeros are one."""
         x = x.detach().to("cpu", self.rows.dtype).flatten(1) + 0.0
         bits = x.contiguous().view(torch.int32 if x.element_size() == 4 else torch.int64).to(torch.int64)
-        keys = torch.randint(-2**62, 2**62, (bits.shape[1],), generator=torch_stream("derivative", 2)) * 2 + 1
-        return ((bits ^ (bits >> 29)) * keys).sum(1)
+        return ((bits ^ (bits >> 29)) * self.keys).sum(1)
 
     def find(self, x: Tensor) -> Tensor:
         """The row of each instance, −1 where it is none. Of equal rows the one that was drawn least often is taken."""
-        wanted = self._hash(x)
-        if len(wanted) and len(self.rows) and x[0].numel() != self.rows.take(torch.tensor([0]))[0].numel():
+        if x[:1].numel() != len(x[:1]) * len(self.keys):
             return torch.full((len(x),), -1)
+        wanted = self._hash(x)
         first, last = torch.searchsorted(self.sorted, wanted), torch.searchsorted(self.sorted, wanted, right=True)
         found = torch.where(last > first, self.order[first.clamp(max=len(self.order) - 1)], -1)
         for i in (last > first + 1).nonzero().flatten().tolist():

@@ -174,6 +174,16 @@ class RMSprop(Optimizer):
         return p - rate * buffer, square, buffer
 
 
+SECOND_MOMENTS = "exp_avg_sq", "square_avg"
+
+
+def resting(memory: Tensors, share: float) -> dict[str, Tensor]:
+    """Where second moments are at most this share of their player's largest: by parameter, as masks."""
+    squares = {key.partition(".")[2]: v for key, v in memory.items() if key.partition(".")[0] in SECOND_MOMENTS}
+    largest = max((float(v.max()) for v in squares.values()), default=0.0)
+    return {name: v <= share * largest for name, v in squares.items()}
+
+
 OPTIMIZERS = {kind.name: kind for kind in (SGD, Adam, AdamW, RMSprop)}
 UNKNOWN = ("amsgrad", "maximize", "centered")  #: torch's options that have no counterpart here
 

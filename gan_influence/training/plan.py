@@ -3,9 +3,11 @@
 from typing import Literal, NamedTuple
 
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 Order = Literal["alternating", "simultaneous", "generator first"]
 GENERATOR, DISCRIMINATOR = 0, 1
+PLAYERS = "generator", "discriminator"
 
 
 class Make(NamedTuple):
@@ -47,6 +49,11 @@ class Batch(NamedTuple):
     plan: Plan | None = None  #: None: what the order of the dynamics says
     dice: tuple = ()  #: for each pass that draws random numbers, a seed or a state of torch's generator
     mix: Tensor | None = None  #: a of a gradient penalty's points a·x + (1 − a)·fake, (B,)
+
+    def double(self) -> "Batch":
+        """The same in float64."""
+        drawn = tree_map(lambda a: a.double() if isinstance(a, Tensor) and a.is_floating_point() else a, self._replace(plan=None))
+        return drawn._replace(plan=self.plan)
 
 
 def plan_of(order: Order, rows: int, latents: int, own: int | None, updates: int = 1, penalty: str | None = None) -> Plan:

@@ -10,7 +10,7 @@ from ..game.state import State
 from ..tools.noise import generator_state
 from .known import Known, NotUnderstood, Pass, Seen, Step, fingerprint
 from .optimizers import both_players
-from .plan import DISCRIMINATOR, GENERATOR
+from .plan import DISCRIMINATOR, GENERATOR, PLAYERS
 from .rows import Rows
 from .trajectory import Trajectory
 from .understanding import understand
@@ -234,7 +234,7 @@ class Recorder:
         limit = max(float(p.detach().abs().max()) for p in own.values())
         if player == GENERATOR or not all(torch.equal(own[name], p.clamp(-limit, limit)) for name, p in expected.items()):
             return self._refuse("between its updates a player's parameters stay as they are, or the discriminator's are clipped, but those of the "
-                                f"{('generator', 'discriminator')[player]} were changed by hand: record up to there, or train without it")
+                                f"{PLAYERS[player]} were changed by hand: record up to there, or train without it")
         self.clip = limit
 
     def _keep(self, t: int) -> None:
@@ -264,7 +264,7 @@ class Recorder:
         held = {id(p) for group in self.optimizers[player].param_groups for p in group["params"]}
         own = {name: p for name, p in self.players[player].named_parameters() if id(p) in held and p.requires_grad}
         if not own or len(held) > sum(id(p) in held for p in self.players[player].parameters()):
-            raise NotUnderstood(f"each optimiser holds its own player's parameters, but that of the {('generator', 'discriminator')[player]} holds "
+            raise NotUnderstood(f"each optimiser holds its own player's parameters, but that of the {PLAYERS[player]} holds "
                                 f"{'none of its' if not own else 'others too'}: pass the generator's optimiser first")
         return own
 

@@ -45,7 +45,7 @@ class Rows:
         if not self.n or any(len(column) != self.n for column in self.columns) or self.columns and self.columns[0].ndim < 2:
             seen = ", ".join(str(tuple(column.shape)) for column in self.columns) or self.n
             raise ValueError(f"a training set is (n, ...) with n at least 1, got shape {seen}")
-        self.fingerprint = self.hash()
+        self.fingerprint = self._hash_of_memory() if self.read is None else self._hash_of_read()
 
     def _fit(self, column: Tensor, i: int) -> Tensor:
         if self.read is None and column.device != self.device and not self.anywhere:
@@ -72,11 +72,12 @@ class Rows:
             return tuple(column[:0] for column in self.take(torch.tensor([0])))
         return tuple(self._fit(torch.stack(list(map(torch.as_tensor, column))), i).to(self.device) for i, column in enumerate(zip(*items)))
 
-    def hash(self) -> str:
-        """A fingerprint of everything; of a data set that is read, by one pass over it."""
-        if self.read is None:
-            self._finite(self.columns[0], 0)
-            return fingerprint(self.columns[0]) if len(self.columns) == 1 else "".join(map(fingerprint, self.columns))
+    def _hash_of_memory(self) -> str:
+        self._finite(self.columns[0], 0)
+        return "".join(map(fingerprint, self.columns))
+
+    def _hash_of_read(self) -> str:
+        """By one pass over the data set, of which nothing is kept."""
         digest, parts = hashlib.blake2b(digest_size=16), torch.arange(self.n).split(256)
         for part in parts:
             found = self.take(part)
@@ -95,4 +96,4 @@ class Rows:
 
     def unchanged(self) -> bool:
         """Whether data in memory are still those that were trained on."""
-        return self.read is not None or self.hash() == self.fingerprint
+        return self.read is not None or "".join(map(fingerprint, self.columns)) == self.fingerprint

@@ -1,6 +1,7 @@
 """Who is drawn when: a pure function of the step."""
 
 from collections.abc import Sequence
+from copy import copy
 from functools import lru_cache
 
 import numpy as np
@@ -104,13 +105,23 @@ class RecordedSchedule:
     """
 
     def __init__(self, n: int, parts: dict[str, list[Tensor]], plans: Sequence[Plan] = (), which: Sequence[int] = (), first: tuple[int, int] = (0, 0)):
-        self.n, self.plans, self.which, self.first = n, list(plans), list(which), tuple(first)
+        self.n = n
         self.parts = {name: part for name, part in parts.items() if part is not None}
         self.steps, self.batch_size = len(parts["indices"]), max(map(len, parts["indices"]))
         self._starts = _epoch_starts(n, [rows.numpy() for rows in parts["indices"]])
         self.steps_per_epoch = max(1, round(self.steps / len(self._starts)))
+        self._follow(plans, which, first)
+
+    def _follow(self, plans: Sequence[Plan], which: Sequence[int], first: tuple[int, int]) -> None:
+        self.plans, self.which, self.first = list(plans), list(which), tuple(first)
         players = [[sum(type(event) is Update and event.player == player for event in plan) for player in (0, 1)] for plan in self.plans] or [[1, 1]]
         self._numbers = np.cumsum([self.first, *(players[k] for k in self.which or [0] * self.steps)], axis=0).tolist()
+
+    def following(self, plans: Sequence[Plan], which: Sequence[int], first: tuple[int, int]) -> "RecordedSchedule":
+        """The same draws under other plans."""
+        other = copy(self)
+        other._follow(plans, which, first)
+        return other
 
     def indices(self, t: int) -> Tensor:
         return self.parts["indices"][t]
@@ -175,8 +186,6 @@ def _epoch_starts(n: int, drawn: list[np.ndarray]) -> list[int]:
     # Rows were drawn with repetition: count n of them for an epoch.
     passed = np.cumsum([len(rows) for rows in drawn]) // n
     return [0, *(t + 1 for t in range(len(drawn) - 1) if passed[t] > (passed[t - 1] if t else 0))]
-
-
 
 
 def recorded(n: int, indices, latents, generator_latents, latent_shape: tuple[int, ...]) -> RecordedSchedule:

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..game.gan import GAN
+from ..game.gan import GAN, columns
 from ..game.state import State
 from ..tools.checks import whole
 from ..tools.progress import progress
 from .conditions import refuse_other_modes, try_networks
-from .dynamics import Dynamics, columns, deterministic
+from .dynamics import Dynamics, deterministic
 from .keeping import default_stride, kept_steps
 from .plan import Batch, Judge, Order
 from .rows import Rows

@@ -15,12 +15,11 @@ from ..game.trial import returns_probabilities
 from .conditions import refuse_other_modes, try_networks
 from .dynamics import Dynamics
 from .known import NotUnderstood, Pass, Seen, Step, fingerprint
-from .plan import DISCRIMINATOR, GENERATOR, Judge, Make, Plan, Update
+from .optimizers import resting
+from .plan import DISCRIMINATOR, GENERATOR, PLAYERS, Judge, Make, Plan, Update
 from .rows import Rows
 from .schedule import RecordedSchedule
 from .trajectory import Trajectory, last
-
-PLAYERS = "generator", "discriminator"
 
 
 def understand(seen, loss=None, penalty=None, kind: type[GAN] = GAN) -> Trajectory:
@@ -28,7 +27,7 @@ def understand(seen, loss=None, penalty=None, kind: type[GAN] = GAN) -> Trajecto
     steps = seen.steps
     refuse_other_modes(seen.rows.device)
     shape = next((tuple(step.shape) for step in steps if step.shape is not None), None)
-    rows = seen.rows if shape is None else Rows(seen.given, seen.rows.device, seen.rows.dtype, shape, anywhere=True)
+    rows = seen.rows if shape in (None, seen.known.shape) else Rows(seen.given, seen.rows.device, seen.rows.dtype, shape, anywhere=True)
     first = next(event for step in steps for event in step.events if isinstance(event, Pass) and event.player == GENERATOR)
     copies = [copy if copy is not None else module for copy, module in zip(seen.copies, seen.players)]
     try:
@@ -37,7 +36,7 @@ def understand(seen, loss=None, penalty=None, kind: type[GAN] = GAN) -> Trajecto
         raise NotUnderstood(f"step 0: {error}") from error
     gan.generator, gan.discriminator = seen.players
     memory = [bool(network.kept) for network in (gan.apply_generator, gan.apply_discriminator)]
-    plans = [_plan(t, step, memory) for t, (step) in enumerate(steps)]
+    plans = [_plan(t, step, memory) for t, step in enumerate(steps)]
     parts = {"indices": [torch.cat([i for i, *_ in step.rows]) if step.rows else torch.empty(0, dtype=torch.int64) for step in steps]}
     makes = [[step.events[i] for i in order if step.events[i].player == GENERATOR] for step, (_, order) in zip(steps, plans)]
     for column in range(len(first.inputs)):
@@ -47,23 +46,24 @@ def understand(seen, loss=None, penalty=None, kind: type[GAN] = GAN) -> Trajecto
     if any(x is not None for step in steps for *_, x in step.rows):
         parts["inputs"] = [torch.cat([rows.take(i)[0] if x is None else x for i, _, x in step.rows]) if step.rows else rows.take(parts["indices"][0][:0])[0]
                            for step in steps]
+    drawn = RecordedSchedule(len(rows), parts)
     try:
-        try_networks(gan, rows, RecordedSchedule(len(rows), parts), confirmed=True)
+        try_networks(gan, rows, drawn, confirmed=True)
     except ValueError as error:
         raise NotUnderstood(f"step 0: {error}") from error
     random = [network.random for network in (gan.apply_generator, gan.apply_discriminator)]
     if any(random):
         throws = [[step.events[i].throw for i in order if random[step.events[i].player]] for step, (_, order) in zip(steps, plans)]
         like = next(throw for some in throws for throw in some if throw is not None)
-        parts["dice"] = [torch.stack([like if throw is None else throw for throw in some] or [like])[:len(some)] for some in throws]
+        drawn.parts["dice"] = [torch.stack([like if throw is None else throw for throw in some] or [like])[:len(some)] for some in throws]
     rates = [tuple(_rates([event.rate for event in step.events if isinstance(event, Seen) and event.player == player]) for player in (0, 1)) for step in steps]
     dynamics = Dynamics(gan, seen.values, clip_weights=seen.clip, **_average(seen, gan))
     states = {t: _fitting(state, dynamics.initial()) for t, state in seen.states.items()}
 
     def run(plans: list[Plan]) -> Trajectory:
         different = list(dict.fromkeys(plans))
-        schedule = RecordedSchedule(len(rows), parts, different, [different.index(plan) for plan in plans], seen.counts)
-        return Trajectory(dynamics, rows, schedule, seen.stride, states, rates)
+        place = {plan: k for k, plan in enumerate(different)}
+        return Trajectory(dynamics, rows, drawn.following(different, [place[plan] for plan in plans], seen.counts), seen.stride, states, rates)
 
     plans = [plan for plan, _ in plans]
     problem = None
@@ -155,12 +155,8 @@ def _average(seen, gan: GAN) -> dict:
             if towards.norm() > 0:
                 share = float(moved @ towards / (towards @ towards))
                 buffers = {name: b for name, b in own.generator_buffers.items() if name in gan.apply_generator.buffers()}
-                if not any(bool((before[name] != b).any()) for name, b in buffers.items()):
-                    how = False
-                elif all(torch.equal(after[name], b) for name, b in buffers.items()):
-                    how = False
-                else:
-                    how = None if all(torch.equal(after[name], before[name]) for name in buffers) else True
+                copied = all(torch.equal(after[name], b) for name, b in buffers.items()) or all(torch.equal(before[name], b) for name, b in buffers.items())
+                how = False if copied else None if all(torch.equal(after[name], before[name]) for name in buffers) else True
                 return {"average": _simple(1 - share, 1e-6 if own.generator[names[0]].dtype == torch.float64 else 1e-4), "average_buffers": how}
     raise NotUnderstood("a moving average is read off two kept states with one update of the generator between them, but none were seen: record more steps")
 
@@ -302,10 +298,6 @@ def _fit(run, gan: GAN, plans: list[Plan], kind: tuple, t: int, i: int, event: S
     return gap, scale, R1(2 * weight) if kind[3] == "real" else GradientPenalty(weight)
 
 
-class _Enough(Exception):
-    pass
-
-
 def _gradient(run: Trajectory, t: int, event: Seen) -> Tensor | None:
     """The gradient of the last update of step t's plan, in the order of the recorded one; None where the loss cannot be computed."""
     found = []
@@ -360,15 +352,13 @@ def _apart(run: Trajectory, state: State, expected: State, before: State) -> tup
     """
     eps = torch.finfo(run.gan.dtype).eps
     gaps, moved, size = {}, 0.0, 0
+    asleep = {player: resting(memory, (1e3 * eps) ** 2) for player, memory in zip(PLAYERS, expected[2:4])}
     for field in ("generator", "discriminator", "generator_buffers", "discriminator_buffers", "average"):
         for name, p in getattr(state, field).items():
             q = getattr(expected, field)[name]
             gap = (p - q).abs()
-            memory = getattr(expected, f"{field}_memory", {})
-            for kind in ("exp_avg_sq", "square_avg"):
-                if (square := memory.get(f"{kind}.{name}")) is not None:  # gradients that are rounding noise move parameters by noise
-                    largest = max(float(v.max()) for key, v in memory.items() if key.startswith(kind + "."))
-                    gap = torch.where(square <= (1e3 * eps) ** 2 * largest, 0, gap)
+            if name in (noise := asleep.get(field, {})):  # gradients that are rounding noise move parameters by noise
+                gap = torch.where(noise[name], 0, gap)
             rest = (gap - 8 * eps * q.abs()).clamp(min=0).flatten().sort().values[:gap.numel() - gap.numel() // 100]
             gaps[f"{field}.{name}"] = float(rest.square().mean().sqrt()) if gap.numel() else 0.0
             if field in ("generator", "discriminator"):
@@ -402,17 +392,11 @@ def _report(run: Trajectory, seen, worst: float) -> str:
         some = sorted(seen.known.twins)
         lines.append(f"{len(some)} rows have equals ({', '.join(map(str, some[:4]))}{', ...' if len(some) > 4 else ''}): of equal rows the one drawn least "
                      "often was taken; recorder.drew(indices) would tell.")
-    resting = [f"{PLAYERS[player]}.{name}" for player, optimizer in enumerate(run.dynamics.optimizers) for name in _resting(run, player, optimizer)]
-    if resting:
-        lines.append(f"The gradient of {', '.join(resting)} is rounding noise, such as before batch normalisation: no derivative is taken of an optimiser's "
+    share = 1e3 * torch.finfo(run.gan.dtype).eps ** 2  # as `Optimizer.floor` has it
+    memories = zip(PLAYERS, run.states[run.steps][2:4])
+    asleep = [f"{player}.{name}" for player, memory in memories for name, noise in resting(memory, share).items() if noise.all()]
+    if asleep:
+        lines.append(f"The gradient of {', '.join(asleep)} is rounding noise, such as before batch normalisation: no derivative is taken of an optimiser's "
                      "steps along it.")
     lines.append(f"Replayed in {len(run.states) - 1} segments from recorded states; the largest gap is {worst:.1e} of how far parameters moved.")
     return " ".join(lines)
-
-
-def _resting(run: Trajectory, player: int, optimizer) -> list[str]:
-    kind = next((kind for kind in optimizer.kinds if kind in ("exp_avg_sq", "square_avg")), None)
-    memory = run.states[max(run.states)][2 + player]
-    largest = max((float(v.max()) for key, v in memory.items() if kind and key.startswith(kind + ".")), default=0.0)
-    floor = largest * torch.finfo(run.gan.dtype).eps ** 2
-    return [key.partition(".")[2] for key, v in memory.items() if kind and key.startswith(kind + ".") and 0 < largest and bool((v <= floor).all())]
