@@ -21,6 +21,7 @@ import gan_influence as gi
 from conftest import tiny_data, tiny_gan, tiny_metric, tiny_run
 from gan_influence.readings.derivative import check_derivative
 from gan_influence.tools import storage
+from gan_influence.tools.noise import dice
 
 
 def gan_of(generator=(), discriminator=(), dtype=torch.float64, head=None, **options) -> gi.GAN:
@@ -227,6 +228,23 @@ def test_two_threads_with_one_gan():
     assert default == torch.float32, "it belongs to all threads"
     assert len(found) == 4 and all(torch.equal(scores, gi.influence(one, tiny_metric(gan))) for scores in found.values())
     assert all(map(torch.equal, gan.generator.parameters(), own))
+
+
+def test_dice_are_thrown_by_one_thread_at_a_time():
+    inside, go, here = threading.Event(), threading.Event(), torch.device("cpu")
+
+    def other() -> None:
+        with dice(1, here):
+            inside.set(), go.wait(5)
+
+    with dice(0, here):
+        expected = torch.rand(3)
+    thread = threading.Thread(target=other)
+    with dice(0, here):
+        thread.start(), inside.wait(.2)
+        drawn = torch.rand(3)
+    go.set(), thread.join()
+    assert torch.equal(drawn, expected)
 
 
 class Hurdle(nn.Module):

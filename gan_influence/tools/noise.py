@@ -1,9 +1,12 @@
 """Random numbers drawn inside networks: a forward pass under a recorded throw of the dice."""
 
 import contextlib
+import threading
 
 import torch
 from torch import Tensor
+
+DICE = threading.RLock()  # torch's generators belong to all threads
 
 
 def generator_state(device: torch.device) -> Tensor:
@@ -24,13 +27,14 @@ def dice(throw: int | Tensor | None, device: torch.device):
     if throw is None:
         yield
         return
-    own = generator_state(device)
-    put = torch.cuda.set_rng_state if device.type == "cuda" else torch.set_rng_state
-    try:
-        if isinstance(throw, int):
-            torch.cuda.manual_seed(throw) if device.type == "cuda" else torch.default_generator.manual_seed(throw)
-        else:
-            put(throw.clone(), *([device] if device.type == "cuda" else []))
-        yield
-    finally:
-        put(own, *([device] if device.type == "cuda" else []))
+    with DICE:
+        own = generator_state(device)
+        put = torch.cuda.set_rng_state if device.type == "cuda" else torch.set_rng_state
+        try:
+            if isinstance(throw, int):
+                torch.cuda.manual_seed(throw) if device.type == "cuda" else torch.default_generator.manual_seed(throw)
+            else:
+                put(throw.clone(), *([device] if device.type == "cuda" else []))
+            yield
+        finally:
+            put(own, *([device] if device.type == "cuda" else []))
