@@ -143,7 +143,8 @@ def scores(ax: Axes, xy, values, title: str, label: str) -> None:
     order, limit = np.argsort(np.abs(values)), np.quantile(np.abs(values), 0.98)
     drawn = ax.scatter(*xy[order].T, c=values[order], s=9, cmap="RdBu_r", vmin=-limit, vmax=limit, linewidths=0)
     _plane(ax, title)
-    ax.figure.colorbar(drawn, ax=ax, label=label, shrink=0.85, format="%.0e")
+    bar = ax.figure.colorbar(drawn, ax=ax, label=label, shrink=0.85)
+    bar.formatter.set_powerlimits((-2, 3))  # one power of ten above the bar, not one a tick
 
 
 def movement(ax: Axes, real, instance, samples, shifts, title: str, length: float = 0.6) -> None:
@@ -159,10 +160,11 @@ def movement(ax: Axes, real, instance, samples, shifts, title: str, length: floa
 
 
 def by_window(ax: Axes, series: Mapping[str, tuple[Sequence, Sequence, Sequence | None]], ylabel: str) -> None:
-    """Scores against the window k on a log axis, with error bars: {label: (k, mean, standard deviation or None)}."""
+    """Scores of at most 1 against the window k on a log axis: {label: (k, mean, standard deviation or None)}; error bars end at 1."""
     looks = {"computed": ("o", "-", COLORS["generated"]), "recorded": ("s", "-", COLORS["retrained"]), "published": ("D", "--", "black")}
     for label, (k, mean, spread) in series.items():
         marker, line, color = looks[label.split()[0]]
+        spread = None if spread is None else [spread, np.minimum(spread, 1 - _array(mean))]
         ax.errorbar(k, mean, yerr=spread, marker=marker, linestyle=line, capsize=3, color=color, label=label)
     ks = sorted({k for points, *_ in series.values() for k in points})
     _label(ax, "lower left", xscale="log", xlabel="window k, epochs", ylabel=ylabel, ylim=(0, 1.05))
@@ -182,17 +184,41 @@ def by_removed(ax: Axes, series: Mapping[str, object], n: int, title: str, ylabe
                spread: bool = True) -> None:
     """Change of a metric against the removed fraction of `n` instances: {method: a DataFrame by n_removed with mean and std}.
 
-    `published` holds "n_removed" and published means by method, drawn dashed for the methods in `series`.
+    `published` holds "n_removed" and published means by method, drawn dashed in their method's colour, for the methods in `series`.
     """
     for i, (method, rows) in enumerate(series.items()):
         at, color = np.asarray(rows.index) / n, _METHODS[method]
         ax.errorbar(at, rows["mean"], yerr=rows["std"].fillna(0) if spread else None, marker="os^Dv"[i % 5], markersize=4, capsize=2, linewidth=1.2,
                     color=color, label=method)
         if published and method in published:
-            ax.plot(np.asarray(published["n_removed"]) / n, published[method], "D--", markersize=3.5, linewidth=1, color=color, label=f"{method}, published")
+            ax.plot(np.asarray(published["n_removed"]) / n, published[method], "D--", markersize=3.5, linewidth=1, color=color)
+    if published:
+        ax.plot([], [], "D--", markersize=3.5, linewidth=1, color="0.3", label="published, in the same colours")
     ax.axhline(0, color="0.7", linewidth=0.8, zorder=0)
     ax.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     _label(ax, xlabel="removed fraction of the training set", ylabel=ylabel, title=title)
+
+
+def removals(summary, metrics: Sequence[str], n: int, title: str, published: Mapping[str, Mapping] | None = None, limit: float | None = None) -> Figure:
+    """A panel per metric as `by_removed` draws it, up to 70 % of `n`, with one legend below.
+
+    `summary` is a DataFrame by (metric, method, n_removed), such as `over_seeds` returns; `published` has what `by_removed` takes, by metric.
+
+    >>> import pandas as pd
+    >>> index = pd.MultiIndex.from_product([["Fréchet distance"], ["random"], [1, 2]])
+    >>> figure = removals(pd.DataFrame({"mean": [0.0, 0.1], "std": [0.1, 0.1]}, index), ["Fréchet distance"], 10, "a title")
+    >>> [text.get_text() for text in figure.legends[0].get_texts()]
+    ['random']
+    """
+    figure, row = axes(len(metrics), width=5.6, height=4.6)
+    for ax, name in zip(row, metrics):
+        rows = summary.loc[name]
+        by_removed(ax, {method: part.droplevel(0) for method, part in rows[rows.index.get_level_values(1) <= 0.7 * n].groupby(level=0, sort=False)}, n,
+                   title, f"change of the {name} on test data", (published or {}).get(name))
+        ax.get_legend().remove()
+        ax.set(xlim=(-0.02, 0.72), ylim=None if limit is None else (-limit, limit))
+    figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize="small")
+    return figure
 
 
 def density_change(before, after, mean, covariance, title: str) -> Figure:
