@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 _PALETTE = sns.color_palette("colorblind").as_hex()
 COLORS = {"real": _PALETTE[0], "generated": _PALETTE[1], "removed": _PALETTE[3], "retrained": _PALETTE[2], "discriminator": "0.5"}
+TASKS = {"training": "0.3", "influence": _PALETTE[2], "leave_one_out": _PALETTE[3]}  #: of what costs are measured
 _METHODS = {"influence on average log-likelihood": _PALETTE[2], "influence on Fréchet distance": _PALETTE[2], "influence on Inception score": _PALETTE[4],
             "discriminator loss": _PALETTE[1], "isolation forest": _PALETTE[0], "random": _PALETTE[7]}
 
@@ -80,10 +81,10 @@ def rate(ax: Axes, x, y, slope: float, title: str, xlabel: str, ylabel: str) -> 
 
 
 def growth(ax: Axes, x, series: Mapping[str, Sequence], promised: Mapping[str, float], xlabel: str, prefix: str) -> dict[str, float]:
-    """CPU seconds on log axes, each beside a line of the slope that counting promises; returns the fitted slopes, {prefix: name}."""
+    """CPU seconds of `TASKS` on log axes, each beside a line of the slope that counting promises; returns the fitted slopes, {prefix: name}."""
     x, slopes = _array(x), {}
-    for (name, seconds), marker, color in zip(series.items(), "os", (COLORS["generated"], COLORS["real"])):
-        seconds = _array(seconds)
+    for (name, seconds), marker in zip(series.items(), "os"):
+        seconds, color = _array(seconds), TASKS[name]
         slopes[f"{prefix}: {name}"] = np.polyfit(np.log(x), np.log(seconds), 1)[0]
         ax.loglog(x, seconds, marker, color=color, label=name.replace("_", "-"))
         ax.loglog(x, seconds[-1] * (x / x[-1]) ** promised[name], "-", color="0.7", zorder=0)

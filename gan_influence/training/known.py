@@ -10,6 +10,9 @@ from .plan import GENERATOR
 from .rows import Rows
 
 
+TOGETHER = 64  #: batches that are looked up at once
+
+
 class NotUnderstood(ValueError):
     """A loop did something that the engine has no counterpart of; says at which step, and what was seen."""
 
@@ -35,6 +38,8 @@ class Seen(NamedTuple):
 
 class Step:
     """What was seen between two cuts; `rows` are the real batches: (indices, where between them and generated ones, inputs if not the rows')."""
+
+    __slots__ = ("events", "made", "rows", "ready", "shape", "updates")
 
     def __init__(self):
         self.events, self.made, self.rows, self.ready, self.shape, self.updates = [], [], [], False, None, 0
@@ -66,11 +71,12 @@ class Known:
         bits = x.contiguous().view(torch.int32 if x.element_size() == 4 else torch.int64).to(torch.int64)
         return ((bits ^ (bits >> 29)) * self.keys).sum(1)
 
-    def find(self, x: Tensor) -> Tensor:
-        """The row of each instance, −1 where it is none. Of equal rows the one that was drawn least often is taken."""
-        if x[:1].numel() != len(x[:1]) * len(self.keys):
-            return torch.full((len(x),), -1)
-        wanted = self._hash(x)
+    def find(self, *batches: Tensor) -> list[Tensor]:
+        """The row of each instance of each batch, −1 where it is none. Of equal rows the one that was drawn least often is taken."""
+        fit = [x[:1].numel() == len(x[:1]) * len(self.keys) for x in batches]
+        if not all(fit):
+            return [self.find(x)[0] if fits else torch.full((len(x),), -1) for x, fits in zip(batches, fit)]
+        wanted = self._hash(torch.cat([x.flatten(1) for x in batches]))
         first, last = torch.searchsorted(self.sorted, wanted), torch.searchsorted(self.sorted, wanted, right=True)
         found = torch.where(last > first, self.order[first.clamp(max=len(self.order) - 1)], -1)
         for i in (last > first + 1).nonzero().flatten().tolist():
@@ -78,15 +84,19 @@ class Known:
             self.twins.update(twins.tolist())
             found[i] = twins[self.used[twins].argmin()]
             self.used[found[i]] += 1
-        return found
+        return list(found.split([len(x) for x in batches]))
 
     def recognise(self, steps: list[Step]) -> None:
         """Say what every pass of the discriminator judged, and let go of the batches."""
+        told, new = {}, [event for step in steps if not step.ready for event in step.events
+                         if isinstance(event, Pass) and event.player != GENERATOR and not event.parts and event.told is None]
+        for some in (new[first:first + TOGETHER] for first in range(0, len(new), TOGETHER)):
+            told |= zip(map(id, some), self.find(*(event.inputs[0] for event in some)))
         for t, step in enumerate(steps):
             if not step.ready:
                 judged = [event for event in step.events if isinstance(event, Pass) and event.player != GENERATOR]
                 for event in (*judged, *judged):  # points between may come before what they lie between
-                    event.parts = event.parts or self._parts(step, event)
+                    event.parts = event.parts or self._parts(step, event, told.get(id(event), event.told))
                 for event in judged:
                     if not event.parts and (event.training or isinstance(step.events[-1], Seen)):
                         raise NotUnderstood(f"step {t}: the discriminator judges rows of the training set, or instances that the generator made in that "
@@ -101,9 +111,8 @@ class Known:
                 step.events = [event._replace(mark=float(event.mark), rate=float(event.rate)) if isinstance(event, Seen) else event for event in step.events]
                 step.made, step.ready = None, True
 
-    def _parts(self, step: Step, event: Pass) -> tuple:
+    def _parts(self, step: Step, event: Pass, found: Tensor) -> tuple:
         x = event.inputs[0]
-        found = self.find(x) if event.told is None else event.told
         if len(found) == len(x) and (found >= 0).all():
             return (self._real(step, found, x, event.told is not None),)
         made = [fake.reshape(len(fake), *x.shape[1:]) if fake[0].numel() == x[0].numel() else fake for fake in step.made]
@@ -112,7 +121,7 @@ class Known:
                 return (("fake", i),)
             if len(fake) < len(x) and fake.shape[1:] == x.shape[1:]:
                 for real, other, way in ((x[:-len(fake)], x[-len(fake):], 1), (x[len(fake):], x[:len(fake)], -1)):
-                    if torch.equal(other, fake) and ((rows := self.find(real)) >= 0).all():
+                    if torch.equal(other, fake) and ((rows := self.find(real)[0]) >= 0).all():
                         return (self._real(step, rows, real, False), ("fake", i))[::way]
         for k, (rows, *_) in enumerate(step.rows):
             for i, fake in enumerate(made):

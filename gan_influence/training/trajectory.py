@@ -185,7 +185,9 @@ class Trajectory:
     def ones(self, t: int = 0) -> Tensor:
         """The weights of step t's batch when nothing is removed from it, (B,)."""
         size = len(self.schedule.indices(t))
-        return self._ones.setdefault(size, torch.ones(size, dtype=self.rows.dtype, device=self.rows.device))
+        if size not in self._ones:
+            self._ones[size] = torch.ones(size, dtype=self.rows.dtype, device=self.rows.device)
+        return self._ones[size]
 
     @cached_property
     def graph_bytes(self) -> int:
