@@ -8,7 +8,7 @@ HOMES = {
     "": ("data", "metrics", "models"),
     ".game": ("GAN", "GradientPenalty", "R1", "State", "losses"),
     ".training": ("SGD", "Adam", "AdamW", "Batch", "Dynamics", "NotUnderstood", "RMSprop", "Recorder", "Trajectory", "record", "train", "trajectory_bytes"),
-    ".readings": ("Agreement", "Cleansing", "agreement", "cleanse", "harmfulness", "influence", "isolation_forest", "leave_one_out",
+    ".readings": ("Agreement", "Cleansing", "Rounds", "agreement", "cleanse", "cleanse_in_rounds", "harmfulness", "influence", "isolation_forest", "leave_one_out",
                   "parameter_influence", "random_scores", "retrain"),
     ".studies": ("experiments", "plots", "widgets"),
 }

@@ -372,3 +372,20 @@ def test_the_recorded_summary_follows_from_the_recorded_scores(name):
     stored = table.set_index(key).kendall_tau
     for which, part in scores.groupby(key):
         assert gi.agreement(part.influence, part.leave_one_out).kendall_tau == pytest.approx(stored[which], abs=2e-3)  # six digits were kept
+
+
+def test_rounds_are_recorded_beside_the_one_round_they_must_beat(tmp_path):
+    protocol = experiments.InRounds(n=120, epochs=4, batch_size=20, held_out=40, latents=40, fractions=(0.1, 0.3), windows=(1, 2), most=3, learning_rate=1e-2)
+    assert protocol.pieces == ["k=1", "k=2", "k=1 bandwidth 0.25", "k=2 bandwidth 0.25"]
+    experiments.record(protocol, [(0, ["k=2"]), (1, ["k=2", "k=2 bandwidth 0.25"])], tmp_path / "runs", compile=False)
+    experiments.gather(tmp_path / "runs", tmp_path / "rounds")
+    summary, table = pd.read_csv(tmp_path / "rounds.csv"), pd.read_csv(tmp_path / "rounds_rounds.csv")
+    assert len(summary) == 3 * 2 * 5 and set(summary.judge) == {"validation", "test", "bandwidth 1", "bandwidth 0.25", "sliced Wasserstein distance"}
+    one = summary[(summary.seed == 1) & (summary.metric == ALL)].set_index(["method", "judge"])
+    last = table[(table.seed == 1) & (table.metric == ALL) & (table.better == 1)].iloc[-1]
+    assert one.after["in rounds", "test"] == last.test == one.after["in rounds", "bandwidth 1"] and one.n_removed["in rounds", "test"] == last.n_removed
+    assert one.before["one round", "test"] == one.before["in rounds", "test"] == table[table.seed == 1].iloc[0].test
+    setup = protocol.prepare(1)
+    scores = gi.harmfulness(gi.influence(setup.run, setup.valid[ALL], last_epochs=2), setup.valid[ALL])
+    picked, = gi.cleanse(setup.run, {"": scores}, protocol.fractions, setup.valid[ALL], setup.test[ALL], 2).picked
+    assert one.after["one round", "test"] == pytest.approx(picked["test_after"], rel=1e-5) and one.n_removed["one round", "test"] == picked["n_removed"]

@@ -146,3 +146,35 @@ def test_data_are_drawn_as_published():
     torch.testing.assert_close(parts.train.T.cov(), torch.tensor([[1, 0.8], [0.8, 1]], dtype=torch.float64), atol=0.02, rtol=0)
     assert torch.equal(parts.valid, gi.data.normal_2d(train=5, valid=10, test=3, seed=1).valid)
     assert not torch.equal(parts.valid, parts.test)
+
+
+def test_the_sliced_distance_is_scipys_in_one_dimension_and_turns_with_the_plane():
+    from scipy.stats import wasserstein_distance
+    gan = tiny_gan()
+    z, x = gan.sample_latents(50, seed=1), tiny_data(50)
+    made = gan.generate(gan.state(), z)
+    metric = gi.metrics.SlicedWasserstein(x, z, directions=400)
+    by_scipy = np.mean([wasserstein_distance((x @ e).numpy(), (made @ e).numpy()) for e in metric.directions])
+    assert float(metric(gan, gan.state())) == pytest.approx(by_scipy, rel=1e-10)
+    assert torch.allclose(metric.directions.norm(dim=1), torch.ones(400, dtype=torch.float64)) and abs(metric.directions.mean()) < .1
+    with pytest.raises(ValueError, match="pairs instances with generated ones, but there are 50 and 49"):
+        gi.metrics.SlicedWasserstein(x, z[1:])
+
+
+def test_the_kernel_distance_is_the_unbiased_estimator_pair_by_pair():
+    gan = tiny_gan()
+    z, x = gan.sample_latents(6, seed=1), tiny_data(8)
+    made = gan.generate(gan.state(), z)
+
+    def kernel(a, b):
+        return (float(a @ b) / 2 + 1) ** 3
+
+    within = [np.mean([kernel(a, b) for i, a in enumerate(s) for j, b in enumerate(s) if i != j]) for s in (x, made)]
+    expected = sum(within) - 2 * np.mean([kernel(a, b) for a in x for b in made])
+    metric = gi.metrics.KernelDistance(torch.nn.Identity(), x, z, chunk=4)
+    state = gan.state().map(torch.Tensor.requires_grad_)
+    found = metric(gan, state)
+    assert float(found) == pytest.approx(expected, rel=1e-10)
+    assert all(g.abs().max() > 0 for g in torch.autograd.grad(found, list(state.generator.values())))
+    with pytest.raises(ValueError, match="takes pairs of images, but there are 8 real ones and 1 latents"):
+        gi.metrics.KernelDistance(torch.nn.Identity(), x, z[:1])

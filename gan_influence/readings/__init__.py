@@ -4,6 +4,7 @@ from .agreement import Agreement, agreement
 from .cleansing import Cleansing, cleanse, isolation_forest, random_scores
 from .influence import harmfulness, influence, parameter_influence
 from .retraining import leave_one_out, retrain
+from .rounds import Rounds, cleanse_in_rounds
 
-__all__ = ["Agreement", "Cleansing", "agreement", "cleanse", "harmfulness", "influence", "isolation_forest", "leave_one_out", "parameter_influence",
+__all__ = ["Agreement", "Cleansing", "Rounds", "agreement", "cleanse", "cleanse_in_rounds", "harmfulness", "influence", "isolation_forest", "leave_one_out", "parameter_influence",
            "random_scores", "retrain"]

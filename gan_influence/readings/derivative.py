@@ -55,8 +55,8 @@ def _check(run: Trajectory) -> None:
     random = torch_stream("derivative", 0)
     # What must stay positive, second moments and variances, moves in proportion to itself.
     sizes = [p.abs() if name.partition(".")[0] not in State._fields[:2] else p.square().mean().sqrt().clamp(min=1e-3).expand(p.shape)
-             for name, p in zip([*run.states[0].named(), "generator."], inputs)]
-    counted = _counted(run.states[0].rebuild(after))
+             for name, p in zip([*run.final.named(), "generator."], inputs)]
+    counted = _counted(run.final.rebuild(after))
     for width in (1e-6, 1e-7, 3e-8):
         cotangent = [torch.randn(p.shape, generator=random, dtype=p.dtype).to(p.device) * counts for p, counts in zip(after, counted)]
         direction = [size * torch.randn(p.shape, generator=random, dtype=p.dtype).to(p.device) for size, p in zip(sizes, inputs)]
@@ -77,7 +77,7 @@ def _check(run: Trajectory) -> None:
 
         if disagreement(range(len(inputs))) <= TOLERANCE * _norm([p * size for p, size in zip(learnt, sizes)]) + noise:
             return
-    names = [*run.states[0].named(), "the instances' weights"]
+    names = [*run.final.named(), "the instances' weights"]
     wrong = [name for i, name in enumerate(names) if disagreement(range(i, i + 1)) > TOLERANCE * _norm([learnt[i] * sizes[i]]) + noise]
     raise ValueError("influence assumes that torch differentiates a training step rightly, but pulling back through one differs from a central difference "
                      f"in {', '.join(wrong or names)}: look in these networks for detach, no_grad, functions of your own, layers without a second "
@@ -88,7 +88,7 @@ def _double_step(run: Trajectory):
     """The run's last step in float64, on a few rows where its plan is cut short: a function of flat tensors, and where it is taken."""
     twin, t = run.double(), run.steps - 1
     batch, state = run.batch(t), run.state(t).map(Tensor.double)
-    weights = run.ones(t).double()
+    weights = run.weights(t).double()
     if run.gan is not None:
         batch, weights = _few(batch, weights)
         batch = batch.double()._replace(learning_rate=tree_map(lambda rate: max(LEAST_RATE, rate), batch.learning_rate))

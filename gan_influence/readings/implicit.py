@@ -49,7 +49,7 @@ def implicit(run: Trajectory, gradients: list[State], iterations: int, tolerance
         batch = run.batch(t)
         if run.gan is not None:
             batch = batch.double()
-        return dynamics.linearize(final, batch, run.ones(t).double(), reusable=True)
+        return dynamics.linearize(final, batch, run.weights(t).double(), reusable=True)
 
     def flat(state: State) -> Tensor:
         return torch.cat([(p.double() * size).flatten() for p, size in zip(state.tensors(), sizes)])

@@ -15,14 +15,14 @@ from ..training.dynamics import Dynamics, deterministic
 from ..training.trajectory import Trajectory
 from .derivative import check_derivative
 from .implicit import implicit
-from .judging import Metric, direction, metrics_of, name_of, one_instance, settled, value
+from .judging import Metric, direction, instance_set, metrics_of, name_of, one_instance, settled, value
 
 STATES_BYTES = 64 * 2**20  #: of states that are kept between two recorded ones
 
 
 def influence(run: Trajectory, metric: Metric | Mapping[str, Metric], last_epochs: int | None = None,
               method: Literal["itd", "aid"] = "itd", compile: bool = False, iterations: int = 10_000,
-              tolerance: float = 1e-12, last_steps: int | None = None) -> Tensor | dict[str, Tensor]:
+              tolerance: float = 1e-12, last_steps: int | None = None, remove=()) -> Tensor | dict[str, Tensor]:
     """Predict, for every training instance, how a metric would change if it had been absent.
 
     The metric's gradient u is pulled back through the run. At every step the product of u with the derivative by the
@@ -38,6 +38,8 @@ def influence(run: Trajectory, metric: Metric | Mapping[str, Metric], last_epoch
             fixed point of training and solves for the influence there, without the trajectory (approximate implicit differentiation), by a
             Neumann series that is damped as its spectrum asks.
         compile: compile the pull-back first (half a minute, once per run; needs a C++ compiler), for long windows.
+        remove: instances that are absent from the window already: the same derivative, taken in that counterfactual. For them it is what their
+            return would bring, with the sign of removal. Not for "aid".
         iterations, tolerance: of "aid" only: what remains of its equation, ‖(I − Zᵀ)w − g‖ / ‖g‖, must fall to `tolerance`, or to rounding, in so many terms.
 
     Returns:
@@ -62,12 +64,18 @@ def influence(run: Trajectory, metric: Metric | Mapping[str, Metric], last_epoch
     """
     metrics = metrics_of(metric)
     start = run.window(last_epochs, last_steps)
-    cotangents = [_gradient(run, m) for m in metrics.values()]
+    if len(removed := instance_set(run, remove)):
+        if method != "itd":
+            raise ValueError('influence in a counterfactual follows its steps, so method is "itd": leave remove out, or method')
+        if run.gan is not None and run.gan.penalty is not None and run.dynamics.networks[1].norms:
+            raise ValueError("what the return of a removed instance would bring has no derivative through a gradient penalty taken by way of batch statistics: "
+                             "train the discriminator without one of the two, or leave remove out")
+        run = run.without(removed, start)
     check_derivative(run)
     if method == "itd":
-        scores = _sweep(run, cotangents, start, compile)
+        scores = pull_back(run, metrics, start, compile)
     elif method == "aid":
-        scores = implicit(run, cotangents, iterations, tolerance)
+        scores = implicit(run, [_gradient(run, m) for m in metrics.values()], iterations, tolerance)
     else:
         raise ValueError(f"unknown method {method!r}: choose 'itd' or 'aid'")
     return dict(zip(metrics, scores)) if isinstance(metric, Mapping) else scores[0]
@@ -104,7 +112,7 @@ def parameter_influence(run: Trajectory, j: int, last_epochs: int | None = None,
         removed = (run.schedule.indices(t).to(run.rows.device) == j).to(run.rows.dtype)
         with forward_ad.dual_level(), torch.enable_grad(), deterministic(run.rows.device):
             dual = state.rebuild(map(forward_ad.make_dual, state.tensors(), tangent.tensors()))
-            weights = forward_ad.make_dual(run.ones(t), -removed)
+            weights = forward_ad.make_dual(run.weights(t), -removed)
             after = run.dynamics.step(dual, run.batch(t), weights)
             pairs = [forward_ad.unpack_dual(p) for p in after.tensors()]
         state = state.rebuild(pair.primal.detach() for pair in pairs)
@@ -122,8 +130,8 @@ def harmfulness(scores: Tensor, metric: Metric) -> Tensor:
     return direction(metric) * scores
 
 
-def _gradient(run: Trajectory, metric: Metric) -> State:
-    """The metric's gradient by the final state."""
+def _gradient(run: Trajectory, metric: Metric, trusted: bool = False) -> State:
+    """The metric's gradient by the final state; a trusted metric is not asked whether it is a function of the state."""
     state = run.final.map(Tensor.requires_grad_)
     parameters = state.tensors()
 
@@ -133,7 +141,8 @@ def _gradient(run: Trajectory, metric: Metric) -> State:
             return found.item(), torch.autograd.grad(found, parameters, allow_unused=True) if found.requires_grad else [None] * len(parameters)
 
     found, gradient = in_chunks_that_fit(metric, differentiate)
-    settled(run, metric, found)
+    if not trusted:
+        settled(run, metric, found)
     name = name_of(metric)
     reached = state.rebuild(g is not None for g in gradient)
     if not any(any(field.values()) for field in (reached.generator, reached.generator_buffers, reached.average)):
@@ -143,6 +152,11 @@ def _gradient(run: Trajectory, metric: Metric) -> State:
     if not cotangent.is_finite():
         raise FloatingPointError(f"the gradient of {name} at the end of the run (step {run.steps}) holds a NaN or an infinity")
     return cotangent.map(Tensor.detach)
+
+
+def pull_back(run: Trajectory, metrics: Mapping[str, Metric], start: int, compile: bool = False, trusted: bool = False) -> list[Tensor]:
+    """What `influence` returns of a run whose derivative has been checked, metric by metric."""
+    return _sweep(run, [_gradient(run, metric, trusted) for metric in metrics.values()], start, compile)
 
 
 def _sweep(run: Trajectory, cotangents: list[State], start: int, compile: bool) -> list[Tensor]:
@@ -181,7 +195,7 @@ def _segment(run: Trajectory, dynamics: Dynamics, a: int, b: int, cotangents: Se
             rows.append(part)
             continue
         for t in range(first, min(first + length, b)):
-            state, pull = dynamics.linearize(state, run.batch(t), run.ones(t), reusable=len(cotangents) > 1)
+            state, pull = dynamics.linearize(state, run.batch(t), run.weights(t), reusable=len(cotangents) > 1)
             pulls.append(pull)
         while pulls:
             pull = pulls.pop()

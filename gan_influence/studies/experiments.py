@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from .. import data, models
 from ..data import images_at_hand  # noqa: F401, a name for notebooks, as are those below
-from ..metrics import AverageLogLikelihood, DiscriminatorLoss, FrechetDistance, InceptionScore, LogInceptionScore
+from ..metrics import AverageLogLikelihood, DiscriminatorLoss, FrechetDistance, InceptionScore, KernelDistance, LogInceptionScore, SlicedWasserstein
 from ..readings.agreement import agreement
 from ..readings.cleansing import Cleansing, cleanse, isolation_forest, random_scores
 from ..readings.influence import harmfulness, influence
 from ..readings.judging import direction
 from ..readings.retraining import fractional_leave_one_out, leave_one_out
+from ..readings.rounds import cleanse_in_rounds
 from ..tools.devices import check_device, device_name  # noqa: F401
 from ..tools.files import write_atomically
 from ..tools.results import save_results  # noqa: F401
@@ -30,7 +32,7 @@ from ..training.making import train
 from ..training.optimizers import SGD
 from ..training.trajectory import Trajectory
 from . import recording
-from .protocols import ACCURACY, AGREEMENT, EXPERIMENTS, FOR_A_GPU, REMOVAL, Accuracy, Protocol, Removal  # noqa: F401
+from .protocols import ACCURACY, AGREEMENT, EXPERIMENTS, FOR_A_GPU, REMOVAL, ROUNDS, Accuracy, InRounds, Protocol, Removal  # noqa: F401
 from .published import PUBLISHED_ACCURACY, PUBLISHED_REMOVAL  # noqa: F401
 from .recording import RECORDED, finished, gather, record, recorded, recorded_pieces, recorded_tensors  # noqa: F401
 
@@ -94,6 +96,9 @@ def measure(config: Protocol, setup: Setup, seed: int, piece: str, compile: bool
     if isinstance(config, Accuracy):
         summary, scores = accuracy_experiment(config, seed, compile=compile, setup=setup, windows=[int(piece.removeprefix("k="))])
         return {"summary": summary, "scores": scores}, {}
+    if isinstance(config, InRounds):
+        k, _, width = piece.removeprefix("k=").partition(" bandwidth ")
+        return rounds_experiment(config, setup, seed, int(k), float(width or 1), compile), {}
     by_method = removal_scores(config, setup, seed, compile)
     if piece == AGREEMENT:
         return {AGREEMENT: removal_agreement(config, setup, by_method, seed)}, {}
@@ -197,6 +202,40 @@ def removal_agreement(config: Removal, setup: Setup, scores: dict[str, Tensor], 
 def removal_experiment(config: Removal, setup: Setup, scores: dict[str, Tensor]) -> Cleansing:
     """Run the last epochs again without each method's most harmful instances, at every fraction of the protocol."""
     return cleanse(setup.run, scores, config.fractions, setup.valid, setup.test, config.last_epochs)
+
+
+def rounds_experiment(config: InRounds, setup: Setup, seed: int, last_epochs: int, bandwidth: float = 1.0, compile: bool = False) -> dict[str, list[dict]]:
+    """One round and many from one run, both picked on validation data.
+
+    Returns:
+        {"summary": a row per method and judge, (before, after) in the judge's units; "rounds": a row per round}. The judges "validation" and
+        "test" are the metric that is pulled back; the others are on test data, and steer nothing.
+    """
+    run, (valid, test) = setup.run, (next(iter(metrics.values())) for metrics in (setup.valid, setup.test))
+    test_x, latents = setup.data.test.to(run.x.device), test.latents
+    if setup.classifier is None:
+        judges = {f"bandwidth {width:g}": AverageLogLikelihood(test_x, latents, width) for width in config.bandwidths}
+        judges |= {SlicedWasserstein.name: SlicedWasserstein(test_x, latents)}
+        valid, test = (AverageLogLikelihood(metric.x, metric.latents, bandwidth) for metric in (valid, test))
+    else:
+        judges = {InceptionScore.name: setup.test[InceptionScore.name], KernelDistance.name: KernelDistance(setup.classifier.features, test_x, latents)}
+    key = {"seed": seed, "metric": valid.name + (f" bandwidth {bandwidth:g}" if bandwidth != 1 else ""), "last_epochs": last_epochs}
+    with torch.no_grad():
+        before = {name: float(judge(run.gan, run.final)) for name, judge in judges.items()}
+
+    scores = harmfulness(influence(run, valid, last_epochs, compile=compile), valid)
+    shot = cleanse(run, {"one round": scores}, config.fractions, valid, test, last_epochs, compile=compile)
+    picked, state = shot.picked[0], next(iter(shot.states.values()))
+    with torch.no_grad():
+        after = {name: float(judge(run.gan, state)) for name, judge in judges.items()}
+    found = cleanse_in_rounds(run, valid, test, last_epochs, config.most, config.step, judges, compile)
+    best = [row for row in found.rows if row["better"]][-1]
+    summary = []
+    for method, n, values in (("one round", picked["n_removed"], {"validation": picked["valid_after"], "test": picked["test_after"], **after}),
+                              ("in rounds", best["n_removed"], {"validation": best["valid"], "test": best["test"], **{name: best[name] for name in judges}})):
+        first = {"validation": picked["valid_before"], "test": picked["test_before"], **before}
+        summary += [{**key, "method": method, "judge": judge, "n_removed": n, "before": first[judge], "after": value} for judge, value in values.items()]
+    return {"summary": summary, "rounds": [{**key, **row, "better": int(row["better"])} for row in found.rows]}
 
 
 def over_seeds(rows):

@@ -35,23 +35,25 @@ class Trajectory:
         gan, x, dynamics, schedule: what was trained, on what, how, and what each step drew.
         stride: steps between kept states.
         states: {step: State}, always holding the first and the last.
+        keep: weights of all n instances from the first state on, (n,), of a counterfactual that `without` made; None: nothing is removed.
         report: where a Recorder made it, what was understood, in words.
     """
 
     report = ""
 
-    def __init__(self, dynamics, rows: Rows, schedule: Schedule | RecordedSchedule, stride: int, states: dict[int, State], rates: list | None = None):
+    def __init__(self, dynamics, rows: Rows, schedule: Schedule | RecordedSchedule, stride: int, states: dict[int, State], rates: list | None = None,
+                 keep: Tensor | None = None):
         self.gan = dynamics.gan and dynamics.gan.copy()
         self.dynamics = dynamics.twin(self.gan)
         self.rows, self.schedule, self.stride, self.states = rows, schedule, stride, states
-        self._compiled, self._ones, self.rates = {}, {}, rates
+        self._compiled, self._ones, self.rates, self.keep = {}, {}, rates, keep
         pair = self.dynamics.optimizers
         if not rates and pair:
             rates = np.stack([one.learning_rates(schedule.steps)[:, player] for player, one in enumerate(pair)], 1).tolist()
         self.learning_rates = rates or []
 
     def __reduce__(self):
-        return Trajectory, (self.dynamics, self.rows, self.schedule, self.stride, self.states, self.rates)
+        return Trajectory, (self.dynamics, self.rows, self.schedule, self.stride, self.states, self.rates, self.keep)
 
     def __repr__(self) -> str:
         return (f"Trajectory({self.steps} steps = {len(self.schedule.epoch_starts())} epochs of batch {self.schedule.batch_size}, "
@@ -154,6 +156,8 @@ class Trajectory:
         """
         if not 0 <= t <= self.steps:
             raise IndexError(f"this run has states 0..{self.steps}, but state {t} was asked for")
+        if t < min(self.states):
+            raise IndexError(f"this counterfactual begins with step {min(self.states)}, but state {t} was asked for: ask the run that it was made of")
         kept = max(s for s in self.states if s <= t)
         state = self.states[kept].map(Tensor.clone)
         return last(self.walk(state, kept, t)) if kept < t else state
@@ -168,7 +172,7 @@ class Trajectory:
         Args:
             state: where to start from.
             start, stop: steps.
-            keep: weights of all n instances, (n,), or (M, n) for M stacked models; None for ordinary training.
+            keep: weights of all n instances, (n,), or (M, n) for M stacked models; None for the run's own.
             dynamics: another step function than the recorded one, such as a stacked one.
             watch: called with the step, and the player and the gradients of each of its updates.
         """
@@ -176,18 +180,38 @@ class Trajectory:
         yield state
         for t in range(start, stop):
             batch = self.batch(t)
-            weights = self.ones(t) if keep is None else keep[..., self.schedule.indices(t).to(keep.device)]
+            weights = self.weights(t) if keep is None else keep[..., self.schedule.indices(t).to(keep.device)]
             options = {"watch": lambda *seen, t=t: watch(t, *seen)} if watch else {}
             with torch.no_grad(), deterministic(self.rows.device):  # not around the yield: the caller's grad mode is its own
                 state = dynamics.step(state, batch, weights, **options)
             yield state
 
-    def ones(self, t: int = 0) -> Tensor:
-        """The weights of step t's batch when nothing is removed from it, (B,)."""
+    def without(self, removed: Tensor, start: int, compile: bool = False) -> "Trajectory":
+        """The counterfactual in which instances were absent from step `start` on, as a run that begins there; it costs one replay.
+
+        Args:
+            removed: which, (m,) int64.
+            start: a step; what was absent already stays so.
+            compile: take its steps through torch's compiler.
+        """
+        keep = torch.ones(self.n, dtype=self.rows.dtype, device=self.rows.device) if self.keep is None else self.keep.clone()
+        keep[removed.to(keep.device)] = 0
+        run = Trajectory(self.dynamics, self.rows, self.schedule, self.stride, {}, self.rates, keep)
+        run._compiled = self._compiled
+        states = run.walk(self.state(start), start, self.steps, dynamics=self.stepper(compile=compile))
+        run.states = {t: state for t, state in enumerate(states, start) if t in self.states or t == start}
+        return run
+
+    def weights(self, t: int = 0) -> Tensor:
+        """The weights of step t's batch, (B,): 1 each, but for what a counterfactual lacks."""
+        if self.keep is not None:
+            return self.keep[self.schedule.indices(t).to(self.keep.device)]
         size = len(self.schedule.indices(t))
         if size not in self._ones:
             self._ones[size] = torch.ones(size, dtype=self.rows.dtype, device=self.rows.device)
         return self._ones[size]
+
+    ones = weights
 
     @cached_property
     def graph_bytes(self) -> int:
@@ -200,7 +224,8 @@ class Trajectory:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            self.dynamics.linearize(self.initial, self.batch(0), self.ones())
+            t = self.steps - 1
+            self.dynamics.linearize(self.final, self.batch(t), self.weights(t))
         return sum(saved.values()) or 1
 
     @property
@@ -221,7 +246,7 @@ class Trajectory:
         starts = self.schedule.epoch_starts()
         name, asked, most = ("last_steps", last_steps, self.steps) if last_epochs is None else ("last_epochs", last_epochs, len(starts))
         if asked is None:
-            return 0
+            return min(self.states)
         if isinstance(asked, bool) or not isinstance(asked, Integral) or not 1 <= asked <= most:
             raise ValueError(f"{name} must be a whole number between 1 and the run's {most} {name[5:]}, got {asked!r}")
         return self.steps - int(asked) if last_epochs is None else starts[len(starts) - int(asked)]
@@ -253,6 +278,8 @@ class Trajectory:
     def save(self, path: str | os.PathLike) -> None:
         """Write `trajectory.json` and `states.safetensors` into the folder `path`; a run saved there before stays whole until the new one is."""
         self._refuse_other_conditions()
+        if self.keep is not None:
+            raise ValueError("a counterfactual is not saved: save the run that it was made of, and which instances it lacks")
         write(path, self)
 
     @classmethod
