@@ -157,6 +157,15 @@ def test_an_interrupted_call_goes_on_where_it_was(cleansed, tmp_path, monkeypatc
         gi.cleanse_in_rounds(run, valid, test, rounds=5, step=0.1, judges={"again": test}, folder=tmp_path)
 
 
+@pytest.mark.parametrize("first", [1, 2, 3, 4, 5, 7])
+def test_more_rounds_go_on_from_fewer(restless, first, tmp_path):
+    run, whole = restless
+    settings = {"metric_valid": Mean(run.gan), "metric_test": Mean(run.gan), "last_epochs": None, "step": 0.3, "folder": tmp_path}
+    gi.cleanse_in_rounds(run, rounds=first, **settings)
+    found = gi.cleanse_in_rounds(run, rounds=40, **settings)
+    assert found.rows == whole.rows and torch.equal(found.removed, whole.removed)
+
+
 def test_a_round_sweeps_only_after_a_change_that_was_kept(cleansed, monkeypatch):
     run, valid, test, found = cleansed
     pulled, sweep = [], rounds.pull_back

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .. import data, models
 from ..data import images_at_hand  # noqa: F401, a name for notebooks, as are those below
+from ..game.state import State
 from ..metrics import AverageLogLikelihood, DiscriminatorLoss, FrechetDistance, InceptionScore, KernelDistance, LogInceptionScore, SlicedWasserstein
 from ..readings.agreement import agreement
 from ..readings.cleansing import Cleansing, cleanse, isolation_forest, random_scores
@@ -214,27 +215,27 @@ def rounds_experiment(config: InRounds, setup: Setup, seed: int, last_epochs: in
     run, (valid, test) = setup.run, (next(iter(metrics.values())) for metrics in (setup.valid, setup.test))
     test_x, latents = setup.data.test.to(run.x.device), test.latents
     if setup.classifier is None:
-        judges = {f"bandwidth {width:g}": AverageLogLikelihood(test_x, latents, width) for width in config.bandwidths}
+        judges = {f"bandwidth {width:g}": AverageLogLikelihood(test_x, latents, width) for width in config.bandwidths if width != bandwidth}
         judges |= {SlicedWasserstein.name: SlicedWasserstein(test_x, latents)}
         valid, test = (AverageLogLikelihood(metric.x, metric.latents, bandwidth) for metric in (valid, test))
     else:
         judges = {InceptionScore.name: setup.test[InceptionScore.name], KernelDistance.name: KernelDistance(setup.classifier.features, test_x, latents)}
     key = {"seed": seed, "metric": valid.name + (f" bandwidth {bandwidth:g}" if bandwidth != 1 else ""), "last_epochs": last_epochs}
-    with torch.no_grad():
-        before = {name: float(judge(run.gan, run.final)) for name, judge in judges.items()}
-
     scores = harmfulness(influence(run, valid, last_epochs, compile=compile), valid)
     shot = cleanse(run, {"one round": scores}, config.fractions, valid, test, last_epochs, compile=compile)
-    picked, state = shot.picked[0], next(iter(shot.states.values()))
-    with torch.no_grad():
-        after = {name: float(judge(run.gan, state)) for name, judge in judges.items()}
-    found = cleanse_in_rounds(run, valid, test, last_epochs, config.most, config.step, judges, compile)
-    best = [row for row in found.rows if row["better"]][-1]
-    summary = []
-    for method, n, values in (("one round", picked["n_removed"], {"validation": picked["valid_after"], "test": picked["test_after"], **after}),
-                              ("in rounds", best["n_removed"], {"validation": best["valid"], "test": best["test"], **{name: best[name] for name in judges}})):
-        first = {"validation": picked["valid_before"], "test": picked["test_before"], **before}
-        summary += [{**key, "method": method, "judge": judge, "n_removed": n, "before": first[judge], "after": value} for judge, value in values.items()]
+    found = cleanse_in_rounds(run, valid, test, last_epochs, config.most, config.step, compile=compile)
+    picked, best, summary = shot.picked[0], [row for row in found.rows if row["better"]][-1], []
+    outcomes = {"one round": (picked["n_removed"], (picked["valid_after"], picked["test_after"]), next(iter(shot.states.values()))),
+                "in rounds": (best["n_removed"], (best["valid"], best["test"]), found.state)}
+
+    @torch.no_grad()
+    def judged(state: State, known: tuple[float, float]) -> dict[str, float]:
+        return {"validation": known[0], "test": known[1], **{name: float(judge(run.gan, state)) for name, judge in judges.items()}}
+
+    before = judged(run.final, (found.rows[0]["valid"], found.rows[0]["test"]))
+    for method, (n, known, state) in outcomes.items():
+        after = judged(state, known)
+        summary += [{**key, "method": method, "judge": judge, "n_removed": n, "before": before[judge], "after": after[judge]} for judge in after]
     return {"summary": summary, "rounds": [{**key, **row, "better": int(row["better"])} for row in found.rows]}
 
 
