@@ -42,7 +42,7 @@ def test_alternating_is_not_simultaneous():
 
 def test_a_step_mutates_nothing_and_repeats():
     run = tiny_run()
-    state, batch, weights = run.initial, run.batch(0), run.ones()
+    state, batch, weights = run.initial, run.batch(0), run.weights()
     before = [p.clone() for p in [*state.tensors(), *batch[:3], weights]]
     once, twice = run.dynamics.step(state, batch, weights), run.dynamics.step(state, batch, weights)
     assert all(torch.equal(a, b) for a, b in zip(before, [*state.tensors(), *batch[:3], weights]))

@@ -79,8 +79,8 @@ def dense(run):
             state = run.final.rebuild(part.view_as(p) for part, p in zip(flat.split([p.numel() for p in like]), like))
             return torch.cat([p.flatten() for p in run.dynamics.step(state, run.batch(t), weights).tensors()])
 
-        by_state, by_row = torch.autograd.functional.jacobian(step, (here, run.ones(t)))
-        z, moved = z + by_state / len(epoch), moved + (step(here, run.ones(t)).detach() - here) / len(epoch)
+        by_state, by_row = torch.autograd.functional.jacobian(step, (here, run.weights(t)))
+        z, moved = z + by_state / len(epoch), moved + (step(here, run.weights(t)).detach() - here) / len(epoch)
         by_weight[:, run.schedule.indices(t)] -= by_row / len(epoch)
     return torch.eye(len(here), dtype=torch.float64) - z, moved, by_weight
 

@@ -211,8 +211,6 @@ class Trajectory:
             self._ones[size] = torch.ones(size, dtype=self.rows.dtype, device=self.rows.device)
         return self._ones[size]
 
-    ones = weights
-
     @cached_property
     def graph_bytes(self) -> int:
         """What one linearised step keeps alive until it is pulled back through."""
