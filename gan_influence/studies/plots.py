@@ -83,8 +83,8 @@ def rate(ax: Axes, x, y, slope: float, title: str, xlabel: str, ylabel: str) -> 
 def growth(ax: Axes, x, series: Mapping[str, Sequence], promised: Mapping[str, float], xlabel: str, prefix: str) -> dict[str, float]:
     """CPU seconds of `TASKS` on log axes, each beside a line of the slope that counting promises; returns the fitted slopes, {prefix: name}."""
     x, slopes = _array(x), {}
-    for (name, seconds), marker in zip(series.items(), "os"):
-        seconds, color = _array(seconds), TASKS[name]
+    for name, seconds in series.items():
+        seconds, color, marker = _array(seconds), TASKS[name], dict(zip(TASKS, "Dos"))[name]
         slopes[f"{prefix}: {name}"] = np.polyfit(np.log(x), np.log(seconds), 1)[0]
         ax.loglog(x, seconds, marker, color=color, label=name.replace("_", "-"))
         ax.loglog(x, seconds[-1] * (x / x[-1]) ** promised[name], "-", color="0.7", zorder=0)
