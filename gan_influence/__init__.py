@@ -8,7 +8,8 @@ HOMES = {
     "": ("data", "metrics", "models"),
     ".game": ("GAN", "GradientPenalty", "R1", "State", "losses"),
     ".training": ("SGD", "Adam", "AdamW", "Batch", "Dynamics", "NotUnderstood", "RMSprop", "Recorder", "Trajectory", "record", "train", "trajectory_bytes"),
-    ".readings": ("Agreement", "Cleansing", "Rounds", "agreement", "cleanse", "cleanse_in_rounds", "harmfulness", "influence", "isolation_forest", "leave_one_out",
-                  "parameter_influence", "random_scores", "retrain"),
+    ".readings": ("Agreement", "Cleansing", "Rounds", "Verification", "agreement", "cleanse", "cleanse_in_rounds", "harmfulness", "influence",
+                  "isolation_forest", "leave_one_out", "linear_datamodelling_score", "parameter_influence", "random_scores", "retrain",
+                  "smoothness", "verify"),
     ".studies": ("experiments", "plots", "widgets"),
 }

@@ -5,6 +5,10 @@ from .cleansing import Cleansing, cleanse, isolation_forest, random_scores
 from .influence import harmfulness, influence, parameter_influence
 from .retraining import leave_one_out, retrain
 from .rounds import Rounds, cleanse_in_rounds
+from .sets import linear_datamodelling_score
+from .smoothness import smoothness
+from .verification import Verification, verify
 
-__all__ = ["Agreement", "Cleansing", "Rounds", "agreement", "cleanse", "cleanse_in_rounds", "harmfulness", "influence", "isolation_forest", "leave_one_out", "parameter_influence",
-           "random_scores", "retrain"]
+__all__ = ["Agreement", "Cleansing", "Rounds", "Verification", "agreement", "cleanse", "cleanse_in_rounds", "harmfulness", "influence",
+           "isolation_forest", "leave_one_out", "linear_datamodelling_score", "parameter_influence", "random_scores", "retrain", "smoothness",
+           "verify"]
