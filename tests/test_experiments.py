@@ -24,7 +24,7 @@ from gan_influence.training import compiled
 SMALL = Accuracy(n=60, epochs=3, batch_size=20, held_out=20, latents=20, instances=12, windows=(1, 3))
 SMALL_REMOVAL = Removal(n=60, epochs=3, batch_size=20, held_out=20, latents=20, fractions=(0.1, 0.3))
 ALL = "average log-likelihood"
-BY_NOTEBOOKS = {"adam_faces", "removal_mnist_small_calm"}  #: recordings that a notebook makes, or that wait for their other rankings
+BY_NOTEBOOKS = {"adam_faces"}  #: recordings that a notebook makes
 
 
 def test_the_presets_are_the_published_protocols():
