@@ -91,7 +91,7 @@ def test_missing_pieces_are_made_in_order_of_value(recorded, monkeypatch):
 
 
 def test_what_a_little_time_buys_comes_first():
-    assert list(protocols.EXPERIMENTS)[:4] == ["accuracy_2d", "removal_2d", "accuracy_2d_every", "removal_mnist_small"]
+    assert list(protocols.EXPERIMENTS)[:5] == ["accuracy_2d", "removal_2d", "rounds_2d", "accuracy_2d_every", "removal_mnist_small"]
     assert tuple(protocols.EXPERIMENTS)[-2:] == protocols.FOR_A_GPU
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..game.kinks import with_bumps
 from ..game.state import State
 from ..tools.memory import in_chunks_that_fit
 from ..tools.progress import progress
@@ -22,7 +23,7 @@ STATES_BYTES = 64 * 2**20  #: of states that are kept between two recorded ones
 
 def influence(run: Trajectory, metric: Metric | Mapping[str, Metric], last_epochs: int | None = None,
               method: Literal["itd", "aid"] = "itd", compile: bool = False, iterations: int = 10_000,
-              tolerance: float = 1e-12, last_steps: int | None = None, remove=()) -> Tensor | dict[str, Tensor]:
+              tolerance: float = 1e-12, last_steps: int | None = None, remove=(), kinks: float = 0.0) -> Tensor | dict[str, Tensor]:
     """Predict, for every training instance, how a metric would change if it had been absent.
 
     The metric's gradient u is pulled back through the run. At every step the product of u with the derivative by the
@@ -40,6 +41,8 @@ def influence(run: Trajectory, metric: Metric | Mapping[str, Metric], last_epoch
         compile: compile the pull-back first (half a minute, once per run; needs a C++ compiler), for long windows.
         remove: instances that are absent from the window already: the same derivative, taken in that counterfactual. For them it is what their
             return would bring, with the sign of removal. Not for "aid".
+        kinks: share, 0 to 1, of what ReLU and LeakyReLU lack of a second derivative that is given back as a bump at each kink; see
+            `game.kinks`. It changes the estimate, not what it estimates. Not for "aid", nor compiled.
         iterations, tolerance: of "aid" only: what remains of its equation, ‖(I − Zᵀ)w − g‖ / ‖g‖, must fall to `tolerance`, or to rounding, in so many terms.
 
     Returns:
@@ -72,6 +75,10 @@ def influence(run: Trajectory, metric: Metric | Mapping[str, Metric], last_epoch
                              "train the discriminator without one of the two, or leave remove out")
         run = run.without(removed, start)
     check_derivative(run)
+    if kinks:
+        if method != "itd" or compile:
+            raise ValueError('kinks are given back where recorded steps are followed as they are: leave out method="aid" and compile, or kinks')
+        run = run.with_gan(with_bumps(run.gan, kinks))
     if method == "itd":
         scores = pull_back(run, metrics, start, compile)
     elif method == "aid":

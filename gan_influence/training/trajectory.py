@@ -202,6 +202,10 @@ class Trajectory:
         run.states = {t: state for t, state in enumerate(states, start) if t in self.states or t == start}
         return run
 
+    def with_gan(self, gan: GAN) -> "Trajectory":
+        """The same run, through networks that compute the same values."""
+        return Trajectory(self.dynamics.twin(gan), self.rows, self.schedule, self.stride, self.states, self.rates, self.keep)
+
     def weights(self, t: int = 0) -> Tensor:
         """The weights of step t's batch, (B,): 1 each, but for what a counterfactual lacks."""
         if self.keep is not None:
