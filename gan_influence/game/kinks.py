@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from .gan import GAN
 
 KINKED = nn.ReLU, nn.LeakyReLU
-WIDTH = 0.1  #: of a bump, in standard deviations of what enters the layer
+WIDTH = 0.3  #: of a bump, in standard deviations of what enters the layer
 
 
 def with_bumps(gan: GAN, mass: float) -> GAN:
