@@ -38,8 +38,12 @@ def spearman(estimate: np.ndarray, truth: np.ndarray, which: np.ndarray) -> np.n
 
 def precision(estimate: np.ndarray, truth: np.ndarray, which: np.ndarray, sign: int = 1) -> np.ndarray:
     """The share of the ENDS predicted most harmful that are among the ENDS most harmful in truth; with sign −1, of the most helpful."""
-    top = [np.argsort(-sign * one[which], axis=1, kind="stable")[:, :ENDS] for one in (estimate, truth)]
-    return (top[0][:, :, None] == top[1][:, None, :]).any(2).mean(1)
+    ahead, last = [], min(ENDS, len(truth)) - 1
+    for one in (estimate, truth):
+        rank = np.argsort(np.argsort(-sign * one, kind="stable"))
+        place = rank[which] * which.shape[1] + np.arange(which.shape[1])  # one drawn twice lies twice in a row
+        ahead.append(place <= np.partition(place, last)[:, last, None])
+    return (ahead[0] & ahead[1]).sum(1) / (last + 1)
 
 
 #: Judges that need no training: the truth that each looks at, and how. All are 1 at best, and by chance 0, of the ends ENDS of a sample's size.
