@@ -30,6 +30,6 @@ SETTINGS = {
     "2d-tanh": (Setting(activation="tanh"), range(3)),
     "2d-adam": (Setting(**ADAM, epochs=60, last_epochs=2), range(2)),
     "faces-adam": (Setting("faces", **ADAM | {"n": 500, "batch_size": 50, "learning_rate": 2e-4, "activation": "silu", "width": 6, "held_out": 600,
-                                              "latents": 400, "last_epochs": 3, "instances": 60}), range(1)),
-    "mnist": (Setting("mnist", epochs=40, learning_rate=2e-3, width=8, latents=500, last_epochs=1, instances=60), range(1)),
+                                              "latents": 400, "last_epochs": 3, "instances": 60}), range(2)),
+    "mnist": (Setting("mnist", epochs=100, learning_rate=2e-3, width=8, latents=500, last_epochs=1, instances=60), range(1)),
 }
