@@ -195,5 +195,5 @@ def shown(rows: list[dict], header: dict) -> str:
 
 
 def _cell(row: dict, name: str, form: str) -> str:
-    found = [f"{float(row[key]):{form}}" for key in (name, f"{name} low", f"{name} high") if key in row]
+    found = [f"{float(row[key]) + 0.0:{form}}" for key in (name, f"{name} low", f"{name} high") if key in row]
     return f"{found[0]} ({found[1]} to {found[2]})" if found else "-"
