@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from .. import data
 from ..game.gan import GAN
 from ..metrics import AverageLogLikelihood, FrechetDistance
+from ..tools.noise import dice
 from ..training.making import train
 from ..training.optimizers import Adam
 from . import experiments
@@ -61,8 +62,7 @@ def prepare(config: Setting, seed: int, device: str = "cpu", folder=None) -> exp
 
 def normalised_gan(seed: int, hidden: int = 16) -> GAN:
     """A smooth GAN on the plane with batch normalisation in both players."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with dice(seed, torch.device("cpu")):
         generator = nn.Sequential(nn.Linear(4, hidden), nn.BatchNorm1d(hidden), nn.Tanh(), nn.Linear(hidden, 2))
         discriminator = nn.Sequential(nn.Linear(2, hidden), nn.BatchNorm1d(hidden), nn.Tanh(), nn.Linear(hidden, 1))
     return GAN(generator.double(), discriminator.double(), latent_dim=4)
@@ -70,8 +70,7 @@ def normalised_gan(seed: int, hidden: int = 16) -> GAN:
 
 def face_gan(seed: int, width: int, latent_dim: int = 16) -> GAN:
     """A small smooth DCGAN for 16 × 16 colours with batch normalisation in both players; kernels from N(0, 0.02²), as published for DCGAN."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with dice(seed, torch.device("cpu")):
         generator = nn.Sequential(
             nn.Unflatten(1, (latent_dim, 1, 1)), nn.ConvTranspose2d(latent_dim, 2 * width, 4, bias=False), nn.BatchNorm2d(2 * width), nn.SiLU(),
             nn.ConvTranspose2d(2 * width, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width), nn.SiLU(),
@@ -88,8 +87,7 @@ def face_gan(seed: int, width: int, latent_dim: int = 16) -> GAN:
 def face_features(parts: data.Faces, attributes, seed: int) -> nn.Module:
     """Sixteen features of a classifier of some attributes, trained on held-out faces."""
     present = (parts.labels.valid[:, [list(parts.attributes).index(name) for name in attributes]] > 0).double()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with dice(seed, torch.device("cpu")):
         layers = nn.Conv2d(3, 8, 3, 2, 1), nn.SiLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.SiLU(), nn.Flatten(), nn.Linear(256, 16), nn.Sigmoid()
         features, head = nn.Sequential(*layers).double(), nn.Linear(16, present.shape[1]).double()
         adam = torch.optim.Adam([*features.parameters(), *head.parameters()], lr=5e-3)
