@@ -9,11 +9,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_data, tiny_gan, tiny_metric, tiny_run
 from scipy import stats
 from torch import nn
 
 import gan_influence as gi
+from conftest import tiny_data, tiny_gan, tiny_metric, tiny_run
 from gan_influence.cli.main import main
 from gan_influence.readings.retraining import fractional_leave_one_out
 from gan_influence.studies import board, judges, methods, recording, released, settings, trained

@@ -18,7 +18,7 @@ from gan_influence import experiments
 from gan_influence.studies import recording
 from gan_influence.studies.experiments import ACCURACY, PUBLISHED_ACCURACY, PUBLISHED_REMOVAL, REMOVAL, Accuracy, Removal
 from gan_influence.tools.locks import only_driver
-from gan_influence.tools.streams import STREAMS, stream
+from gan_influence.tools.streams import STREAMS
 from gan_influence.training import compiled
 
 SMALL = Accuracy(n=60, epochs=3, batch_size=20, held_out=20, latents=20, instances=12, windows=(1, 3))
@@ -251,9 +251,10 @@ def test_removal_measures_what_it_says(tmp_path, monkeypatch):
         kept = experiments.removal_scores(SMALL_REMOVAL, SMALL_REMOVAL.prepare(seed=3, folder=tmp_path), 3)
     assert all(torch.equal(kept[method], scores[method]) for method in scores)
     (checked,) = experiments.removal_agreement(SMALL_REMOVAL, setup, scores, 3)
-    chosen = stream("chosen instances", 3).choice(60, 20, replace=False)
-    truth = gi.leave_one_out(setup.run, setup.valid[ALL], chosen, last_epochs=1)
-    assert checked["kendall_tau"] == pytest.approx(stats.kendalltau(scores[f"influence on {ALL}"][chosen], truth).statistic) and checked["instances"] == 20
+    found = gi.verify(setup.run, setup.valid[ALL], scores[f"influence on {ALL}"], last_epochs=1, seed=3)
+    random = found.frame().query("group == 'random'")
+    assert checked["kendall_tau"] == pytest.approx(stats.kendalltau(random.influence, random.leave_one_out).statistic) and checked["instances"] == len(random)
+    assert checked["precision_worst"] == found.precision_worst and checked["trustworthy"] == found.trustworthy
     row = experiments.removal_experiment(SMALL_REMOVAL, setup, {"random": scores["random"]}).rows[1]
     without = gi.retrain(setup.run, scores["random"].topk(18).indices, last_epochs=1)
     assert row["n_removed"] == 18 and row["test_after"] == pytest.approx(float(setup.test[ALL](setup.run.gan, without)), abs=1e-12)
@@ -306,11 +307,10 @@ def test_experiments_on_images(monkeypatch):
     assert list(scores) == ["influence on Fréchet distance", "influence on Inception score", "random", "isolation forest", "discriminator loss"]
     fid = setup.valid["Fréchet distance"]
     torch.testing.assert_close(scores["influence on Fréchet distance"], -gi.influence(setup.run, fid, last_epochs=1), rtol=1e-3, atol=1e-9)
-    chosen, checked = experiments.chosen_instances(protocol, 0, 20), experiments.removal_agreement(protocol, setup, scores, 0)
-    for name, row in zip(setup.valid, checked):
-        truth = gi.leave_one_out(setup.run, setup.valid[name], chosen, last_epochs=1)
-        estimate = gi.influence(setup.run, setup.valid[name], last_epochs=1)[chosen]  # lower is better for one of the two metrics: its sign must come back
-        assert row["metric"] == name and row["slope"] == pytest.approx(gi.agreement(estimate, truth).slope, rel=1e-2)
+    for name, row in zip(setup.valid, experiments.removal_agreement(protocol, setup, scores, 0)):
+        estimate = gi.influence(setup.run, setup.valid[name], last_epochs=1)  # lower is better for one of the two metrics: its sign must come back
+        found = gi.verify(setup.run, setup.valid[name], estimate, last_epochs=1, seed=0)
+        assert row["metric"] == name and row["slope"] == pytest.approx(found.slope, rel=1e-2) and row["precision_worst"] == found.precision_worst
     rows = experiments.removal_experiment(protocol, setup, scores).rows
     assert {(row["metric"], row["n_removed"]) for row in rows} == {("Fréchet distance", 8), ("Inception score", 8)}
 

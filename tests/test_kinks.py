@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from test_influence import relative_error
 from torch import Tensor, nn
 
 import gan_influence as gi
 from conftest import tiny_data, tiny_gan, tiny_metric, tiny_run
 from gan_influence.game.kinks import WIDTH, _Bumped, with_bumps
-from test_influence import relative_error
 
 
 @pytest.mark.parametrize("slope, mass", [(0.0, 1.0), (0.2, 1.0), (0.2, 0.3)])

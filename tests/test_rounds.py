@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
+from test_plans import normed_gan
 from torch import Tensor
 
 import gan_influence as gi
 from conftest import tiny_gan, tiny_metric, tiny_run
 from gan_influence.readings import rounds
-from test_plans import normed_gan
 
 GONE = [3, 4, 11]
 

@@ -95,7 +95,8 @@ def cleanse_in_rounds(run: Trajectory, metric_valid: Metric, metric_test: Metric
         metrics = {"valid": metric_valid, "test": metric_test, **judges}
         finite = one.states[one.steps].is_finite()  # a removal that derailed training is no improvement
         values = {name: value(metric, one.gan, one.final).item() if finite else float("nan") for name, metric in metrics.items()}
-        return {"round": 0, "n_removed": int(removed.sum()), "changed": changed, "valid": values.pop("valid"), "test": values.pop("test"), "better": True, **values}
+        first = {name: values.pop(name) for name in ("valid", "test")}
+        return {"round": 0, "n_removed": int(removed.sum()), "changed": changed, **first, "better": True, **values}
 
     absent = torch.zeros(run.n, dtype=torch.bool)
     record = _Record(folder, run, start, {"step": step, "metric": name_of(metric_valid), "judges": [*judges]})
@@ -148,4 +149,5 @@ class _Record:
 
     def write(self, absent: Tensor, size: int) -> None:
         if self.path:
-            write_atomically(self.path, json.dumps({"made for": self.made_for, "rows": self.rows, "removed": absent.nonzero().flatten().tolist(), "size": size}))
+            removed = absent.nonzero().flatten().tolist()
+            write_atomically(self.path, json.dumps({"made for": self.made_for, "rows": self.rows, "removed": removed, "size": size}))

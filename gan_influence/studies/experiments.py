@@ -25,6 +25,7 @@ from ..readings.influence import harmfulness, influence
 from ..readings.judging import direction
 from ..readings.retraining import fractional_leave_one_out, leave_one_out
 from ..readings.rounds import cleanse_in_rounds
+from ..readings.verification import verify
 from ..tools.devices import check_device, device_name  # noqa: F401
 from ..tools.files import write_atomically
 from ..tools.results import save_results  # noqa: F401
@@ -39,7 +40,7 @@ from .recording import RECORDED, finished, gather, record, recorded, recorded_pi
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 EXTREMES = 36  #: instances at either end of a ranking that a recorded removal keeps
-CHECKED = 20  #: instances that are left out alone to see whether a run's influences can be trusted
+PROBES = 40  #: instances that are left out alone to see whether a run's influences can be trusted
 
 
 class Setup(NamedTuple):
@@ -117,9 +118,9 @@ def measure(config: Protocol, setup: Setup, seed: int, piece: str, compile: bool
 Protocol.prepare, Protocol.measure = prepare, measure  # here, because plain values are known without torch
 
 
-def chosen_instances(config: Protocol, seed: int, instances: int | None = None) -> np.ndarray:
-    """Which instances an experiment leaves out, one at a time: a random draw without replacement; by default as many as Experiment 1 does."""
-    return stream("chosen instances", seed).choice(config.n, instances or config.instances, replace=False)
+def chosen_instances(config: Protocol, seed: int) -> np.ndarray:
+    """Which instances an experiment leaves out, one at a time: a random draw without replacement, as many as Experiment 1 does."""
+    return stream("chosen instances", seed).choice(config.n, config.instances, replace=False)
 
 
 def accuracy_experiment(config: Accuracy, seed: int, device: str = "cpu", compile: bool = False, setup: Setup | None = None,
@@ -189,14 +190,13 @@ def removal_scores(config: Removal, setup: Setup, seed: int, compile: bool = Fal
 
 
 def removal_agreement(config: Removal, setup: Setup, scores: dict[str, Tensor], seed: int) -> list[dict]:
-    """Rank agreement of the influences, in `removal_scores`' scores, with leave-one-out for a few instances of this run, one row per metric.
-
-    It is the check to make before a ranking is acted upon: where training is unstable, estimate and truth part.
-    """
-    chosen, rows = chosen_instances(config, seed, CHECKED), []
-    for name, truth in leave_one_out(setup.run, setup.valid, chosen, config.last_epochs).items():
-        found = agreement(harmfulness(scores[f"influence on {name}"], setup.valid[name])[chosen], truth, k=CHECKED // 4)
-        rows.append({"seed": seed, "metric": name, "instances": CHECKED, "kendall_tau": found.kendall_tau, "pearson": found.pearson, "slope": found.slope})
+    """What `gi.verify` says of the influences in `removal_scores`' scores, one row per metric: the check to make before a ranking is acted upon."""
+    rows = []
+    for name, metric in setup.valid.items():
+        found = verify(setup.run, metric, harmfulness(scores[f"influence on {name}"], metric), config.last_epochs, PROBES, seed=seed)
+        rows.append({"seed": seed, "metric": name, "instances": sum(row["group"] == "random" for row in found.rows),
+                     **{field: getattr(found, field) for field in ("kendall_tau", "pearson", "slope", "precision_worst", "noise_floor")},
+                     "trustworthy": int(found.trustworthy)})
     return rows
 
 

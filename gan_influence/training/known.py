@@ -9,7 +9,6 @@ from ..tools.streams import torch_stream
 from .plan import GENERATOR
 from .rows import Rows
 
-
 TOGETHER = 64  #: batches that are looked up at once
 
 
