@@ -249,3 +249,16 @@ def test_smooth_training_is_smoother():
 def test_a_bad_step_gets_a_sentence(step):
     with pytest.raises(ValueError, match="a positive number, but got"):
         gi.smoothness(example()[0], step=step)
+
+
+def test_shares_of_kinks_are_compared_on_one_run():
+    from gan_influence.studies.trust import kink_shares
+    rows = list(kink_shares([3], windows=(1, 2), shares=(0.0, 1.0), instances=12, n=200, epochs=3))
+    assert [(row["last_epochs"], row["kinks"]) for row in rows] == [(1, 0.0), (1, 1.0), (2, 0.0), (2, 1.0)]
+    parts, gan = gi.data.normal_2d(200, 1_000, 10, seed=3), gi.models.fcgan(seed=3)
+    run = gi.train(gan, parts.train, 3, 100, gi.SGD(1e-2), "simultaneous", seed=3)
+    metric = gi.metrics.AverageLogLikelihood(parts.valid, gan.sample_latents(1_000, seed=3))
+    truth = gi.leave_one_out(run, metric, range(12), last_epochs=2)
+    for row, share in zip(rows[2:], (0.0, 1.0)):
+        assert row["slope"] == pytest.approx(gi.agreement(gi.influence(run, metric, last_epochs=2, kinks=share)[:12], truth).slope)
+    assert rows[2]["slope"] != rows[3]["slope"]
