@@ -174,7 +174,7 @@ def test_the_kernel_distance_is_the_unbiased_estimator_pair_by_pair():
     metric = gi.metrics.KernelDistance(torch.nn.Identity(), x, z, chunk=4)
     state = gan.state().map(torch.Tensor.requires_grad_)
     found = metric(gan, state)
-    assert float(found) == pytest.approx(expected, rel=1e-10)
+    assert found.item() == pytest.approx(expected, rel=1e-10)
     assert all(g.abs().max() > 0 for g in torch.autograd.grad(found, list(state.generator.values())))
     with pytest.raises(ValueError, match="takes pairs of images, but there are 8 real ones and 1 latents"):
         gi.metrics.KernelDistance(torch.nn.Identity(), x, z[:1])
