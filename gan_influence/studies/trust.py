@@ -19,7 +19,7 @@ from ..readings.judging import direction
 from ..readings.retraining import leave_one_out
 from ..readings.sets import linear_datamodelling_score
 from ..readings.smoothness import smoothness
-from ..readings.verification import moved, starting, verify
+from ..readings.verification import LEAST, moved, starting, verify
 from ..tools.streams import stream
 from ..training.making import train
 from ..training.optimizers import SGD
@@ -52,14 +52,17 @@ def verdicts(config: Removal, seeds: Iterable[int], windows: Iterable[int], prob
 
 
 def set_scores(config: Removal, seeds: Iterable[int], windows: Iterable[int], fraction: float = 0.01, subsets: int = 32) -> Iterator[dict]:
-    """For every seed and window, the linear datamodelling score on the validation metric, and the run's smoothness."""
+    """For every seed and window, the linear datamodelling score on the validation metric, the standard deviation of the subsets' effects beside
+    the noise floor of `verify`, and the run's smoothness."""
     for seed in seeds:
         setup = config.prepare(seed)
         (valid,) = setup.valid.values()
         for k in windows:
-            found = linear_datamodelling_score(setup.run, valid, influence(setup.run, valid, last_epochs=k), k, fraction, subsets)
-            yield {"activation": config.activation, "seed": seed, "last_epochs": k, "fraction": fraction, "spearman": found.spearman,
-                   "low": found.low, "high": found.high, "smoothness": smoothness(setup.run, k)}
+            scores = influence(setup.run, valid, last_epochs=k)
+            found = linear_datamodelling_score(setup.run, valid, scores, k, fraction, subsets)
+            yield {"activation": config.activation, "seed": seed, "last_epochs": k, "fraction": fraction, "spearman": found.spearman, "low": found.low,
+                   "high": found.high, "effects": float(found.true.std()), "noise_floor": verify(setup.run, valid, scores, k, LEAST).noise_floor,
+                   "smoothness": smoothness(setup.run, k)}
 
 
 def kink_shares(seeds: Iterable[int], windows: Iterable[int] = (1, 2, 5), shares: Iterable[float] = (0.0, 0.5, 1.0), instances: int = 100,
