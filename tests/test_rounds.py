@@ -81,6 +81,13 @@ def test_what_a_counterfactual_refuses(tmp_path):
         gi.influence(run, tiny_metric(run.gan), remove=torch.zeros(run.n, dtype=torch.bool))
 
 
+def test_a_return_through_a_penalty_by_way_of_batch_statistics_is_refused_before_anything_is_computed():
+    run = gi.train(normed_gan(penalty=gi.R1(2.0)), data(), 2, 6, gi.SGD(0.1), seed=0)
+    for reading in (lambda: gi.influence(run, Mean(run.gan), remove=GONE), lambda: gi.cleanse_in_rounds(run, Mean(run.gan), Mean(run.gan))):
+        with pytest.raises(ValueError, match="has no derivative through a gradient penalty taken by way of batch statistics"):
+            reading()
+
+
 @pytest.fixture(scope="module")
 def cleansed():
     data = gi.data.normal_2d(train=300, valid=150, test=150, seed=0)

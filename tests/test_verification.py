@@ -115,7 +115,7 @@ def test_the_start_is_moved_by_one_rounding_unit(dtype):
 
 def test_a_moved_start_moves_the_end_and_not_more():
     run, start = example()[0], example()[0].window(2)
-    same = verification.starting(run, start, run.state(start))
+    same = run.starting(start, run.state(start))
     assert all(torch.equal(a, b) for a, b in zip(same.final.tensors(), run.final.tensors()))
     gaps = [float((a - b).abs().max()) for a, b in zip(verification.moved(run, start, 0).final.tensors(), run.final.tensors())]
     assert 0 < max(gaps) < 1e-12

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..tools.noise import dice, generator_state
+from ..tools.noise import DICE, dice, generator_state
 from ..tools.streams import torch_stream
 from .gan import GAN
 from .layers import Pure, changed
@@ -94,7 +94,7 @@ def _check_coupling(network: Pure, own: list[dict[str, Tensor]], x: tuple) -> No
     weights[-1] = 0
     outputs, hooks, evaluate = [], [], network.random  # dropout has another mask for fewer rows
     names = {layer: name for name, layer in network.module.named_modules()}
-    with dice(0, x[0].device), network.turn:  # the hooks are to see no other thread's passes
+    with DICE, network.turn:  # the hooks are to see no other thread's passes
         for layer in names:
             hooks.append(layer.register_forward_hook(lambda layer, _, out: outputs[-1].append((layer, out))))
         try:

@@ -6,7 +6,7 @@ from torch import Tensor
 from ..game.gan import GAN
 from ..game.state import State
 from ..tools.streams import stream
-from .images import Network, _apply, _refuse_training_mode
+from .images import Network, _apply, _chunks, _refuse_training_mode
 
 
 class SlicedWasserstein:
@@ -85,8 +85,7 @@ class KernelDistance:
             self.within = _within(self.real)
 
     def __call__(self, gan: GAN, state: State) -> Tensor:
-        _refuse_training_mode(self.features)
-        made = torch.cat([_apply(self.features, gan.generate(state, z), "generated images") for z in self.latents.split(self.chunk)])
+        made = torch.cat(list(_chunks(lambda features: features, self.features, gan, state, self.latents, self.chunk)))
         real = self.real.to(made)
         across = sum(_kernel(part, made).sum() for part in real.split(1000)) / (len(real) * len(made))
         return self.within.to(made) + _within(made) - 2 * across
@@ -98,9 +97,5 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
 
 def _within(a: Tensor) -> Tensor:
     """The mean over pairs of different samples."""
-    total = sum(_kernel(part, a).sum() for part in a.split(1000)) - _kernel_to_itself(a).sum()
+    total = sum(_kernel(part, a).sum() for part in a.split(1000)) - (((a * a).sum(1) / a.shape[1] + 1) ** 3).sum()
     return total / (len(a) * (len(a) - 1))
-
-
-def _kernel_to_itself(a: Tensor) -> Tensor:
-    return ((a * a).sum(1) / a.shape[1] + 1) ** 3

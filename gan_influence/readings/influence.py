@@ -70,9 +70,7 @@ def influence(run: Trajectory, metric: Metric | Mapping[str, Metric], last_epoch
     if len(removed := instance_set(run, remove)):
         if method != "itd":
             raise ValueError('influence in a counterfactual follows its steps, so method is "itd": leave remove out, or method')
-        if run.gan is not None and run.gan.penalty is not None and run.dynamics.networks[1].norms:
-            raise ValueError("what the return of a removed instance would bring has no derivative through a gradient penalty taken by way of batch statistics: "
-                             "train the discriminator without one of the two, or leave remove out")
+        check_returns(run)
         run = run.without(removed, start)
     check_derivative(run)
     if kinks:
@@ -159,6 +157,17 @@ def _gradient(run: Trajectory, metric: Metric, trusted: bool = False) -> State:
     if not cotangent.is_finite():
         raise FloatingPointError(f"the gradient of {name} at the end of the run (step {run.steps}) holds a NaN or an infinity")
     return cotangent.map(Tensor.detach)
+
+
+def check_returns(run: Trajectory) -> None:
+    """Refuse a run in which what the return of a removed instance would bring cannot be read off a pull-back.
+
+    Raises:
+        ValueError: for a gradient penalty on a discriminator with batch normalisation: at weight 0 its slope by the instance is 0, too.
+    """
+    if run.gan is not None and run.gan.penalty is not None and run.dynamics.networks[1].norms:
+        raise ValueError("what the return of a removed instance would bring has no derivative through a gradient penalty taken by way of batch statistics: "
+                         "train the discriminator without one of the two, or remove in one round, by gi.cleanse")
 
 
 def pull_back(run: Trajectory, metrics: Mapping[str, Metric], start: int, compile: bool = False, trusted: bool = False) -> list[Tensor]:

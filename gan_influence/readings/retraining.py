@@ -202,8 +202,7 @@ def _order(run: Trajectory, sets: list[Tensor], start: int, models_at_once: int 
 
 
 def _run_group(run: Trajectory, sets: list[Tensor], start: int, size: int, compile: bool, weight: float) -> State:
-    own = torch.ones(run.n, dtype=run.rows.dtype, device=run.rows.device) if run.keep is None else run.keep
-    keep = own.repeat(size, 1)  # a last, smaller group is filled up with the recorded run
+    keep = run.present.repeat(size, 1)  # a last, smaller group is filled up with the recorded run
     for row, one in zip(keep, sets):
         row[one.to(keep.device)] = weight
     state = run.state(start)

@@ -13,7 +13,7 @@ from ..tools.checks import whole
 from ..tools.files import read_json, write_atomically
 from ..training.trajectory import Trajectory
 from .derivative import check_derivative
-from .influence import harmfulness, pull_back
+from .influence import check_returns, harmfulness, pull_back
 from .judging import Metric, direction, name_of, settled, value
 
 
@@ -66,7 +66,8 @@ def cleanse_in_rounds(run: Trajectory, metric_valid: Metric, metric_test: Metric
         A `Rounds`: the removed instances, the final state without them, and a table.
 
     Raises:
-        ValueError: for a step that is no share of the training set, metrics that disagree about the better direction, or a folder of other rounds.
+        ValueError: for a step that is no share of the training set, metrics that disagree about the better direction, or a folder of other rounds, and a
+            discriminator with both batch normalisation and a gradient penalty.
 
     Source: after Terashita et al., ICLR 2021, section 5.2 (one round); Engstrom et al., arXiv 2503.13751 (metagradient descent, of one network).
 
@@ -88,6 +89,7 @@ def cleanse_in_rounds(run: Trajectory, metric_valid: Metric, metric_test: Metric
     taken = set(judges) & {"round", "n_removed", "changed", "valid", "test", "better"}
     if taken:
         raise ValueError(f"a judge's name heads a column of the table, but {', '.join(sorted(taken))} stands there already: choose another")
+    check_returns(run)
     check_derivative(run)
 
     @torch.no_grad()

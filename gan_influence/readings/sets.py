@@ -60,9 +60,9 @@ def linear_datamodelling_score(run: Trajectory, metric: Metric, scores: Tensor, 
     if not 0 < size < run.n:
         raise ValueError(f"a subset holds some instances and not all, but fraction={fraction!r} of {run.n} instances is {size}: choose another "
                          "between 0 and 1")
-    random, before = stream("verification", seed, 3), value(metric, run.gan, run.final).item()
+    before = value(metric, run.gan, run.final).item()
     settled(run, metric, before)
-    sets = [torch.from_numpy(random.choice(run.n, size, replace=False)) for _ in range(subsets)]
+    sets = random_subsets(run.n, size, subsets, seed)
     predicted = torch.stack([scores[one].sum() for one in sets])
     states = retrain(run, sets, last_epochs, last_steps=last_steps)
     true = torch.tensor([value(metric, run.gan, state).item() - before for state in states], dtype=torch.float64)
@@ -72,3 +72,9 @@ def linear_datamodelling_score(run: Trajectory, metric: Metric, scores: Tensor, 
         return float(stats.spearmanr(a, b).statistic) if a.std() > 0 and b.std() > 0 else float("nan")
 
     return SetScore(spearman(*columns), *percentiles(spearman, *columns, seed), predicted, true)
+
+
+def random_subsets(n: int, size: int, subsets: int, seed: int) -> list[Tensor]:
+    """The subsets of 0..n-1 whose removal is compared, (size,) int64 each."""
+    random = stream("verification", seed, 3)
+    return [torch.from_numpy(random.choice(n, size, replace=False)) for _ in range(subsets)]

@@ -40,8 +40,7 @@ def smoothness(run: Trajectory, last_epochs: int | None = None, step: float = 0.
         raise ValueError(f"the step by which weights change is a positive number, but got {step!r}: pass for instance 0.05")
     start = run.window(last_epochs, last_steps)
     v = torch.from_numpy(stream("verification", seed, 4).standard_normal(run.n)).to(run.rows.device, run.rows.dtype)
-    own = torch.ones_like(v) if run.keep is None else run.keep
-    ends = [run.final, *(last(run.walk(run.state(start), start, run.steps, own * (1 + times * step * v))) for times in (1, 2))]
+    ends = [run.final, *(last(run.walk(run.state(start), start, run.steps, run.present * (1 + times * step * v))) for times in (1, 2))]
     if not all(end.is_finite() for end in ends):
         raise FloatingPointError(f"smoothness assumes that training stays finite under slightly other weights, but with step={step:g} it did not: "
                                  "take a smaller step, or a shorter window (last_epochs)")

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..game.state import State
 from ..tools.checks import whole
 from ..tools.streams import stream
 from ..training.trajectory import Trajectory
@@ -170,14 +169,7 @@ def moved(run: Trajectory, start: int, seed: int) -> Trajectory:
         signs = {name: torch.from_numpy(random.choice([-1.0, 1.0], size=tuple(p.shape))).to(p) for name, p in parameters.items()}
         return {name: p * (1 + torch.finfo(p.dtype).eps * signs[name]) for name, p in parameters.items()}
 
-    return starting(run, start, state._replace(generator=move(state.generator), discriminator=move(state.discriminator)))
-
-
-def starting(run: Trajectory, start: int, state: State) -> Trajectory:
-    """The run that takes the same steps from another state."""
-    other = Trajectory(run.dynamics, run.rows, run.schedule, run.stride, {}, run.rates, run.keep)
-    other.states = {t: after for t, after in enumerate(other.walk(state, start, run.steps), start) if t in run.states or t == start}
-    return other
+    return run.starting(start, state._replace(generator=move(state.generator), discriminator=move(state.discriminator)))
 
 
 def _slope(estimate: np.ndarray, truth: np.ndarray) -> float:

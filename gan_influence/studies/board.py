@@ -14,9 +14,10 @@ from torch import Tensor
 from ..readings.cleansing import cleanse
 from ..readings.judging import direction, name_of, value
 from ..readings.retraining import leave_one_out, retrain
+from ..readings.sets import random_subsets
 from ..tools.files import csv_text, read_json, write_atomically
 from ..tools.results import six_digits
-from ..tools.streams import STREAMS, stream
+from ..tools.streams import STREAMS
 from . import recording, trained
 from .experiments import Setup, chosen_instances
 from .judges import ENDS, FRACTIONS, JUDGES, judge
@@ -48,8 +49,7 @@ def truths(question: Question, left_out: np.ndarray) -> dict[str, Tensor]:
     sign, before = direction(metric), value(metric, run.gan, run.final).item()
     found = {"left out": torch.from_numpy(left_out).int(), "leave-one-out": sign * leave_one_out(run, metric, left_out, k)}
     for fraction in FRACTIONS:
-        random = stream("verification", seed, 3)
-        sets = [torch.from_numpy(random.choice(run.n, round(fraction * run.n), replace=False)) for _ in range(SUBSETS)]
+        sets = random_subsets(run.n, round(fraction * run.n), SUBSETS, seed)
         found[f"subsets {fraction:g}"] = torch.stack(sets).int()
         found[f"changes {fraction:g}"] = torch.tensor([sign * (value(metric, run.gan, state).item() - before) for state in retrain(run, sets, k)],
                                                       dtype=torch.float64)

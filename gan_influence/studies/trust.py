@@ -19,7 +19,7 @@ from ..readings.judging import direction
 from ..readings.retraining import leave_one_out
 from ..readings.sets import linear_datamodelling_score
 from ..readings.smoothness import smoothness
-from ..readings.verification import LEAST, moved, starting, verify
+from ..readings.verification import LEAST, moved, verify
 from ..tools.streams import stream
 from ..training.making import train
 from ..training.optimizers import SGD
@@ -92,7 +92,7 @@ def rounding(config: Accuracy, seed: int, windows: Iterable[int] = (1, 5, 10), i
     for k in windows:
         start, z = run.window(k), gan.sample_latents(config.latents, seed, 1)
         double = Trajectory(run.dynamics.twin(exact), Rows(parts.train.double(), exact.device, exact.dtype), run.schedule, run.stride, {})
-        double = starting(double, start, run.state(start).map(Tensor.double))
+        double = double.starting(start, run.state(start).map(Tensor.double))
         some = stream("chosen instances", seed).choice(np.unique(run.draws(start)[0]), instances, replace=False)
         for one, network in ((run, judge), (double, copy.deepcopy(judge).double())):
             x, latents = parts.valid.to(one.rows.dtype), z.to(one.rows.dtype)

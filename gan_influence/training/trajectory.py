@@ -194,13 +194,22 @@ class Trajectory:
             start: a step; what was absent already stays so.
             compile: take its steps through torch's compiler.
         """
-        keep = torch.ones(self.n, dtype=self.rows.dtype, device=self.rows.device) if self.keep is None else self.keep.clone()
+        keep = self.present.clone()
         keep[removed.to(keep.device)] = 0
-        run = Trajectory(self.dynamics, self.rows, self.schedule, self.stride, {}, self.rates, keep)
+        return self.starting(start, self.state(start), keep, compile)
+
+    def starting(self, start: int, state: State, keep: Tensor | None = None, compile: bool = False) -> "Trajectory":
+        """The run that takes the same steps from another state on; `keep` and `compile` as `walk` and `without` have them."""
+        run = Trajectory(self.dynamics, self.rows, self.schedule, self.stride, {}, self.rates, self.keep if keep is None else keep)
         run._compiled = self._compiled
-        states = run.walk(self.state(start), start, self.steps, dynamics=self.stepper(compile=compile))
-        run.states = {t: state for t, state in enumerate(states, start) if t in self.states or t == start}
+        states = run.walk(state, start, self.steps, dynamics=self.stepper(compile=compile))
+        run.states = {t: after for t, after in enumerate(states, start) if t in self.states or t == start}
         return run
+
+    @property
+    def present(self) -> Tensor:
+        """The weights of all n instances, (n,): `keep`, or ones."""
+        return torch.ones(self.n, dtype=self.rows.dtype, device=self.rows.device) if self.keep is None else self.keep
 
     def with_gan(self, gan: GAN) -> "Trajectory":
         """The same run, through networks that compute the same values."""
