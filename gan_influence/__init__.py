@@ -11,5 +11,5 @@ HOMES = {
     ".readings": ("Agreement", "Cleansing", "Rounds", "Verification", "agreement", "cleanse", "cleanse_in_rounds", "harmfulness", "influence",
                   "isolation_forest", "leave_one_out", "linear_datamodelling_score", "parameter_influence", "random_scores", "retrain",
                   "smoothness", "verify"),
-    ".studies": ("experiments", "plots", "widgets"),
+    ".studies": ("experiments", "plots", "schematic", "widgets"),
 }

@@ -1,6 +1,6 @@
 """Every figure of the notebooks, in one set of colours: real, generated, removed and retrained look the same everywhere."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 
 import matplotlib.pyplot as plt
@@ -37,13 +37,26 @@ def axes(columns: int = 1, width: float = 4.6, height: float = 3.6) -> tuple[Fig
     return figure, list(row[0])
 
 
+def filmstrip(panel: Callable[[Axes, object], None], values: Sequence, width: float = 3.4, height: float = 3.4) -> Figure:
+    """What a slider shows, as a row: `panel(ax, value)` draws each; of one value it is what the slider itself draws.
+
+    >>> figure = filmstrip(lambda ax, k: ax.set_title(f"k = {k}"), [1, 5])
+    >>> [ax.get_title() for ax in figure.axes]
+    ['k = 1', 'k = 5']
+    """
+    figure, row = axes(len(values), width, height)
+    for ax, value in zip(row, values):
+        panel(ax, value)
+    return figure
+
+
 def points(ax: Axes, title: str, **sets) -> None:
     """Scatter 2D point sets by their role: `points(ax, "…", real=x, generated=fake, removed=worst)`."""
     for role, xy in sets.items():
-        xy, look = _array(xy), {"s": 22, "alpha": 1, "marker": "X"} if role == "removed" else {"s": 5, "alpha": 0.5, "marker": "o"}
+        xy, look = _array(xy), {"s": 22, "alpha": 1, "marker": "X"} if role == "removed" else {"s": 7, "alpha": 0.5, "marker": "^" if role == "generated" else "o"}
         ax.scatter(*xy.T, linewidths=0, color=COLORS[role], label=f"{role} (n={len(xy)})", **look)
     _plane(ax, title)
-    ax.legend(markerscale=1.5, frameon=False, fontsize="small")
+    ax.legend(markerscale=2, frameon=False, fontsize="small")
 
 
 def images(ax: Axes, batch, title: str, marked: Sequence[int] = (), columns: int = 6) -> None:
@@ -62,14 +75,16 @@ def images(ax: Axes, batch, title: str, marked: Sequence[int] = (), columns: int
 
 
 def predicted_against_true(ax: Axes, predicted, true, title: str, unit: str = "nats per instance") -> None:
-    """Influence against leave-one-out on equal axes, with the diagonal that perfect prediction would lie on."""
+    """Influence against leave-one-out on equal axes around zero, with the diagonal that perfect prediction would lie on."""
     predicted, true = _array(predicted), _array(true)
     largest = max(np.abs(predicted).max(), np.abs(true).max()) or 1.0
     power = int(np.floor(np.log10(largest)))
-    reach, unit = 1.05 * largest / 10.0**power, f"$10^{{{power}}}$ {unit}"
+    unit, both = f"$10^{{{power}}}$ {unit}", np.concatenate([predicted, true, [0]]) / 10.0**power
+    margin = 0.08 * (np.ptp(both) or 1.0)
+    limits = both.min() - margin, both.max() + margin
     ax.axline((0, 0), slope=1, color="0.7", linewidth=1, zorder=0, label="perfect prediction")
     ax.scatter(true / 10.0**power, predicted / 10.0**power, s=12, alpha=0.7, linewidths=0, color=COLORS["retrained"])
-    _label(ax, xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=title, xlabel=f"leave-one-out, {unit}", ylabel=f"influence, {unit}")
+    _label(ax, xlim=limits, ylim=limits, aspect="equal", title=title, xlabel=f"leave-one-out, {unit}", ylabel=f"influence, {unit}")
 
 
 def rate(ax: Axes, x, y, slope: float, title: str, xlabel: str, ylabel: str) -> None:
@@ -120,7 +135,7 @@ def over_steps(ax: Axes, players: Mapping[str, Sequence], title: str, ylabel: st
     for player, values in players.items():
         values = _array(values).astype(float)
         values[values == 0] = np.nan
-        ax.plot(values, color=COLORS[{"generator": "generated"}.get(player, player)], label=player)
+        ax.plot(values, color=COLORS[{"generator": "generated"}.get(player, player)], linestyle="-" if player == "generator" else "--", label=player)
     ax.axvline(event[0], color="black", linestyle=":", linewidth=1, label=f"{event[1]} (step {event[0]})")
     _label(ax, title=title, xlabel="training step", ylabel=ylabel, yscale="log", xlim=(0, len(values) - 1))
 
@@ -232,7 +247,7 @@ def density_change(before, after, mean, covariance, title: str) -> Figure:
     places = np.stack([axis.ravel() for axis in grid])
     densities = {"true": stats.multivariate_normal(mean, covariance).pdf(places.T), "before": stats.gaussian_kde(before.T)(places),
                  "after": stats.gaussian_kde(after.T)(places)}
-    for (label, values), role, style in zip(densities.items(), ("real", "generated", "retrained"), ("-", "--", "-")):
+    for (label, values), role, style in zip(densities.items(), ("real", "generated", "retrained"), ("-", "--", ":")):
         ordered = np.sort(values)[::-1]
         levels = sorted(ordered[np.searchsorted(ordered.cumsum() / ordered.sum(), mass)] for mass in (0.3, 0.6, 0.9))
         left.contour(*grid, values.reshape(grid[0].shape), levels=levels, colors=[COLORS[role]], linestyles=style, linewidths=1.3)

@@ -9,22 +9,33 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 
-def slider(draw: Callable[[int], Figure], values: Sequence[int], label: str) -> ipywidgets.VBox:
-    """A slider over `values` above the figure that `draw(value)` returns; every figure is drawn once.
+def slider(draw: Callable[[object], Figure], values: Sequence, label: str) -> ipywidgets.VBox:
+    """A slider over `values`, to be moved by mouse or arrow keys, above the figure that `draw(value)` returns and its titles as text.
 
-    >>> view = slider(lambda j: plt.figure(figsize=(1, 1)), [3, 5], "instance")
+    Every figure is drawn once. `draw` should only draw: what it shows is computed beforehand, so that the picture follows the hand.
+
+    >>> def draw(j):
+    ...     figure = plt.figure(figsize=(1, 1))
+    ...     figure.suptitle(f"without {j}")
+    ...     return figure
+    >>> view = slider(draw, [3, 5], "instance")
     >>> view.children[0].value = 5
-    >>> bytes(view.children[1].value[1:4])
-    b'PNG'
+    >>> bytes(view.children[1].value[1:4]), view.children[2].value
+    (b'PNG', 'without 5')
     """
     @cache
-    def png(value: int) -> bytes:
+    def shown(value: object) -> tuple[bytes, str]:
         figure, buffer = draw(value), io.BytesIO()
         figure.savefig(buffer, format="png", dpi=100)
         plt.close(figure)
-        return buffer.getvalue()
+        titles = [figure.get_suptitle(), *(ax.get_title() for ax in figure.axes)]
+        return buffer.getvalue(), "; ".join(title.replace("\n", ", ") for title in titles if title)
 
-    chooser = ipywidgets.SelectionSlider(options=list(values), description=label, continuous_update=False)
-    image = ipywidgets.Image(value=png(values[0]), format="png")
-    chooser.observe(lambda change: setattr(image, "value", png(change["new"])), names="value")
-    return ipywidgets.VBox([chooser, image], layout={"align_items": "flex-start"})  # or the image is stretched
+    def follow(change: dict) -> None:
+        image.value, text.value = shown(change["new"])
+
+    chooser = ipywidgets.SelectionSlider(options=list(values), description=label, continuous_update=False, style={"description_width": "initial"})
+    image, text = ipywidgets.Image(format="png"), ipywidgets.Label()
+    follow({"new": chooser.value})
+    chooser.observe(follow, names="value")
+    return ipywidgets.VBox([chooser, image, text], layout={"align_items": "flex-start"})  # or the image is stretched
