@@ -1,0 +1,133 @@
+"""The notebooks' exercises: a hole left open is told what it asks for, its solution fills it, and what a reader wrote stays.
+
+An exercise is four cells: its text, the hole (`...  # your line`, tagged exercise), the folded solution (one `if`, whose body is what was asked for),
+and the judge, whose first assert asks whether the hole was filled. The notebooks themselves, run as they are stored, use the solutions.
+"""
+
+import ast
+import re
+import symtable
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import optional
+
+nbformat = optional("nbformat")
+ROOT = Path(__file__).parents[1]
+
+#: Parameters with which a notebook's exercises are judged in seconds.
+SMALL = {"01": {"n": 400, "epochs": 4}}
+
+HOLE = re.compile(r"(?m)^.*\.\.\.  # your lines?\b.*$")
+
+
+def tags(cell) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def places(cells: list) -> list[int]:
+    return [i for i, cell in enumerate(cells) if "exercise" in tags(cell)]
+
+
+BOOKS = {path.stem: json_cells for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+         if '"exercise"' in path.read_text(encoding="utf-8") and (json_cells := nbformat.read(path, as_version=4).cells)}
+EXERCISES = [pytest.param(stem, i, n, id=f"{int(stem[:2])}.{n}") for stem, cells in BOOKS.items() for n, i in enumerate(places(cells), 1)]
+
+each_book = pytest.mark.parametrize("stem", BOOKS)
+each_exercise = pytest.mark.parametrize("stem, i, n", EXERCISES)
+
+
+def written(solution) -> str:
+    """What a reader should have written: the body of the solution's `if`."""
+    return textwrap.dedent("\n".join(solution.source.splitlines()[ast.parse(solution.source).body[0].lineno:]))
+
+
+def judging(judge) -> ast.Assert:
+    """The assert that asks whether the hole was filled."""
+    return next(node for node in ast.parse(judge.source).body if isinstance(node, ast.Assert))
+
+
+def message(judge) -> str:
+    return ast.literal_eval(judging(judge).msg)
+
+
+def test_there_are_exercises():
+    assert {"01_adversarial_sgd"} <= set(BOOKS) and len(EXERCISES) >= 4
+
+
+@each_exercise
+def test_an_exercise_is_four_cells(stem, i, n):
+    text, hole, solution, judge = BOOKS[stem][i - 1:i + 3]
+    number = f"{int(stem[:2])}.{n}"
+    assert text.cell_type == "markdown" and text.source.startswith(f"**Exercise {number}** · ")
+    assert len(HOLE.findall(hole.source)) == 1 == hole.source.count("...") and not hole.outputs
+    assert tags(solution) == ["solution", "hide-input"] and solution.metadata.jupyter.source_hidden and not solution.outputs
+    assert solution.source.startswith(f"# Solution {number} (unfold to read)\nif ")
+    assert [type(node) for node in ast.parse(solution.source).body] == [ast.If]
+    assert ast.unparse(judging(judge).test).endswith(" is not ...") and message(judge).startswith(f"Exercise {number} asks") and message(judge).endswith(".")
+
+
+@pytest.mark.parametrize("stem", [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))])
+def test_no_solution_without_its_exercise(stem):
+    cells = nbformat.read(ROOT / "notebooks" / f"{stem}.ipynb", as_version=4).cells
+    assert [i for i, cell in enumerate(cells) if "solution" in tags(cell)] == [i + 1 for i in places(cells)]
+
+
+def scopes(table: symtable.SymbolTable):
+    yield table
+    for child in table.get_children():
+        yield from scopes(child)
+
+
+def names(source: str) -> tuple[set[str], set[str], set[str]]:
+    """What a cell binds, what it changes in place, and what it takes from other cells."""
+    table = symtable.symtable(source, "cell", "exec")
+    binds = {one.get_name() for one in table.get_symbols() if one.is_assigned() or one.is_imported() or one.is_namespace()}
+    takes = {one.get_name() for scope in scopes(table) for one in scope.get_symbols() if one.is_referenced() and (scope is table or one.is_global())}
+    changes = {ast.unparse(node.value).split("[")[0] for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store)}
+    return binds, changes, takes
+
+
+def needed(cells: list) -> list[int]:
+    """The cells without which the exercises cannot be judged, by the names that they take: no figures, no long runs behind the last exercise."""
+    always = {j for i in places(cells) for j in (i, i + 1, i + 2)}
+    wanted, kept = set(), []
+    for i in range(max(always), -1, -1):
+        if cells[i].cell_type == "code" and "%" != cells[i].source.lstrip()[:1] and "google.colab" not in cells[i].source:
+            binds, changes, takes = names(cells[i].source)
+            if i in always or wanted & (binds | changes):
+                wanted = (wanted - binds) | takes
+                kept.append(i)
+    return kept[::-1]
+
+
+@each_book
+def test_holes_and_their_solutions(stem, monkeypatch):
+    """Open, with the solution cell taken out: refused with a sentence. Filled: judged right, and left alone by the solution cell."""
+    monkeypatch.chdir(ROOT / "notebooks")
+    cells, space = BOOKS[stem], {}
+    holes, judges = places(cells), [i + 2 for i in places(cells)]
+
+    def run(source: str, space: dict) -> None:
+        exec(compile(source, f"<{stem}>", "exec"), space)
+
+    with torch.random.fork_rng():
+        for i in needed(cells):
+            if i - 1 in holes:
+                continue
+            run(cells[i].source, space)
+            if "parameters" in tags(cells[i]):
+                assert SMALL.get(stem[:2], {}).keys() <= space.keys()
+                space |= SMALL.get(stem[:2], {})
+            if i in holes:
+                with pytest.raises(AssertionError) as refused:
+                    run(cells[i + 2].source, dict(space))
+                assert str(refused.value) == message(cells[i + 2])
+                run(written(cells[i + 1]), space)
+                filled = dict(space)
+                run(cells[i + 1].source, space)
+                assert all(space[name] is filled[name] for name in filled), "the solution overwrites what a reader wrote"
+    assert set(judges) <= set(needed(cells))
