@@ -27,6 +27,7 @@ ROOT_VARIABLE = "GAN_INFLUENCE_DATA"
 _MNIST_BYTES = {"train-images-idx3-ubyte": 16 + 60_000 * 784, "train-labels-idx1-ubyte": 8 + 60_000,
                 "t10k-images-idx3-ubyte": 16 + 10_000 * 784, "t10k-labels-idx1-ubyte": 8 + 10_000}
 
+STYLES = {"pixel-art": "open-peeps", "open-peeps": "lorelei"}  #: what `faces` draws in, and what it plants there as another style
 PLANTED = "noise", "inverted", "another style", "duplicate"  #: the kinds that `faces` can plant
 _PICTURES = ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"
 
@@ -154,7 +155,7 @@ def digits(train: int = 1_197, valid: int = 300, test: int = 300, seed: int = 0,
 
 
 def faces(train: int = 2_000, valid: int = 500, test: int = 500, seed: int = 0, size: int = 32, shares: Mapping[str, float | Mapping] | None = None,
-          plant: Mapping[str, float] | None = None, dtype: torch.dtype = torch.float32) -> Faces:
+          plant: Mapping[str, float] | None = None, dtype: torch.dtype = torch.float32, style: str = "pixel-art") -> Faces:
     """Colour faces on white, (n, 3, size, size) in [-1, 1], with known attributes and, where asked for, planted corruptions.
 
     One part's size changes no other part, one attribute's share no other attribute, planting no face that it leaves alone.
@@ -162,18 +163,19 @@ def faces(train: int = 2_000, valid: int = 500, test: int = 500, seed: int = 0, 
     Args:
         train, valid, test: number of faces of each part; a thousand take a few seconds, the same again almost none.
         seed: of the draw, which also depends on the version of dicebear-styles.
-        size: pixels of a side; the faces are made of 16 × 16 squares.
+        size: pixels of a side; Pixel Art is made of 16 × 16 squares.
         shares: probabilities by attribute: {"glasses": 0.5} is any glasses, {"mouth": {"sad": 0.05}} any value that begins so. Else "none"
             is as probable as in the style, and other values share the rest.
         plant: shares of the training faces by kind. noise: normal noise, a quarter of the range, is added; inverted: colours become their
-            complements; another style: an Open Peeps face, labels -1; duplicate: a copy of a face that is left alone.
+            complements; another style: an Open Peeps face (among those, a Lorelei face), labels -1; duplicate: a copy of a face that is left alone.
         dtype: of the images.
+        style: "pixel-art", or "open-peeps": outlined heads of one skin and shirt colour each, with attributes of their own.
 
     Raises:
         ImportError: where what draws them is not installed.
         ValueError: for shares of what there is not, or that do not add up.
 
-    Source: DiceBear's Pixel Art, and Open Peeps by Pablo Stanley, both CC0 1.0.
+    Source: DiceBear's Pixel Art, Open Peeps by Pablo Stanley and Lorelei by Lisa Wischofsky, all CC0 1.0.
 
     >>> faces(train=20, valid=5, test=5, shares={"glasses": 0.5}, plant={"noise": 0.1}).train.shape  # doctest: +SKIP
     torch.Size([20, 3, 32, 32])
@@ -182,8 +184,10 @@ def faces(train: int = 2_000, valid: int = 500, test: int = 500, seed: int = 0, 
     counts = [round(plant.get(kind, 0) * sizes[0]) for kind in PLANTED]
     if not set(plant) <= set(PLANTED) or min(plant.values(), default=0) < 0 or any(counts) and sum(counts) >= sizes[0]:
         raise ValueError(f"plant gives shares to {', '.join(PLANTED)} and leaves some training faces alone, but got {plant} for {sizes[0]} faces")
-    style, draw = _artist("pixel-art")
-    things, colours, pixels, labels = style.components(), style.colors(), [], []
+    if style not in STYLES:
+        raise ValueError(f"faces are drawn in the styles {' and '.join(STYLES)}, but {style!r} was asked for")
+    artist, draw = _artist(style)
+    things, colours, pixels, labels = artist.components(), artist.colors(), [], []
     values = {name: ("none", *thing.variants()) for name, thing in things.items()} | {f"{name} colour": (*ink.values(),) for name, ink in colours.items()}
     if not set(shares) <= set(values):
         raise ValueError(f"faces have {', '.join(values)}, but shares speak of {', '.join(set(shares) - set(values))}")
@@ -202,7 +206,7 @@ def faces(train: int = 2_000, valid: int = 500, test: int = 500, seed: int = 0, 
     x[noisy] = (x[noisy] + 64 * random.standard_normal(x[noisy].shape)).clip(0, 255)
     x[inverted] = 255 - x[inverted]
     for i in foreign:
-        x[i] = _artist("open-peeps")[1](size, seed=str(random.integers(2**63)))
+        x[i] = _artist(STYLES[style])[1](size, seed=str(random.integers(2**63)))
     originals = random.choice(alone, len(twins))
     x[twins], labels[0][twins], labels[0][foreign] = x[originals], labels[0][originals], -1
     return Faces(*[torch.from_numpy(part.round()).to(dtype) / 127.5 - 1 for part in pixels], Split(*map(torch.from_numpy, labels)), values, planted)

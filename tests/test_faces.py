@@ -86,6 +86,16 @@ def test_shares_are_honoured():
     assert len(np.unique(column(data, "hair"))) > 30  # a share of several values falls on all of them
 
 
+def test_another_style_has_attributes_and_planted_strangers_of_its_own():
+    data = faces(12, 3, style="open-peeps", shares={"mask": 0, "accessories": 0.5, "skin colour": {"#ffdbb4": 1}}, plant={"another style": 0.25})
+    own = data.planted == "none"
+    assert set(data.attributes) >= {"mask", "facialHair", "head", "skin colour"} and (column(data, "mask")[own] == 0).all()
+    assert 0 < (column(data, "accessories")[own] > 0).mean() < 1 and (data.labels.train[~own] == -1).all() and (~own).sum() == 3
+    grey = (data.train.amax(1) - data.train.amin(1)).flatten(1).amax(1) < 0.02
+    assert (grey.numpy() == ~own).all()  # Lorelei is drawn in black and white
+    assert not torch.equal(data.train[own][0], faces(12).train[own][0])
+
+
 def test_probabilities_without_a_word_are_the_styles():
     skipped_unless_here()
     style = gi.data._artist("pixel-art")[0].components()
@@ -119,6 +129,7 @@ def test_what_is_planted_is_what_it_is_called():
 
 
 @pytest.mark.parametrize("options, sentence", [
+    ({"style": "oil"}, "faces are drawn in the styles pixel-art and open-peeps, but 'oil' was asked for"),
     ({"size": 8}, "the number of pixels of a side is a whole number, 16 or more, but got 8"),
     ({"train": -1}, "the number of train instances is a whole number"),
     ({"shares": {"moustache": 0.5}}, "faces have accessories, .*skin colour, but shares speak of moustache"),

@@ -8,7 +8,8 @@ import torch
 STREAMS = 2  #: raise it when a stream changes: recordings of different streams are not mixed
 PURPOSES = ("normal_2d", "mnist", "digits", "order", "discriminator latents", "generator latents", "latents", "fcgan", "dcgan", "lqgan", "classifier",
             "classifier order", "random scores", "chosen instances", "derivative", "faces", "planted faces", "noise", "mix", "directions",
-            "verification")  #: append only
+            "verification", "graph", "clients", "stylegan", "adapters", "mixture",
+            "self-consumption", "hypernetwork")  #: append only
 
 
 def stream(purpose: str, seed: int, *numbers: int) -> np.random.Generator:
