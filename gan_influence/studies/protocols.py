@@ -79,6 +79,51 @@ class InRounds(Removal):
                 for width in (self.bandwidths if self.data == "normal_2d" else (1,)) for k in self.windows]
 
 
+@dataclass(frozen=True)
+class Minority(Protocol):
+    """Whom does cleansing remove, by which metric? On the plane, 90 % and 10 % in two clusters with noise between them; or on faces."""
+
+    data: str = "mixture"  #: or "faces"
+    n: int = 2_000
+    epochs: int = 300
+    learning_rate: float = 0.05
+    activation: str = "tanh"
+    minority: float = 0.1  #: its share
+    noise: float = 0.05  #: share of the training instances that are uniform noise instead, on the plane
+    bandwidth: float = 0.3  #: of the average log-likelihood
+    windows: tuple[int, ...] = (1, 5)  #: k, in epochs
+    fractions: tuple[float, ...] = (.05, .2)  #: removed
+    instances: int = 60  #: left out, one at a time, to see whether the influences can be trusted
+    weight: float = 5.0  #: of a share beside a quality in the sum of both
+
+    @property
+    def rounds(self) -> list[list[str]]:
+        """One piece a window."""
+        return [[f"k={k}"] for k in self.windows]
+
+
+@dataclass(frozen=True)
+class Pretraining(Protocol):
+    """The style-based network that adapters sit on, trained in rounds that each begin with a fresh optimiser where the last ended."""
+
+    data: str = "faces"
+    style: str = "pixel-art"
+    n: int = 2_000
+    epochs: int = 18  #: of a round
+    batch_size: int = 16
+    order: str = "alternating"
+    width: int = 16
+    gamma: float = 1.0  #: of R1
+    average: float = 0.998  #: the generator's moving average keeps this share of itself
+    held_out: int = 500
+    latents: int = 500
+
+    @property
+    def rounds(self) -> list[list[str]]:
+        """One piece a round."""
+        return [["round 1"], ["round 2"], ["round 3"]]
+
+
 ACCURACY = {
     "paper": Accuracy(),
     "quick": Accuracy(n=1_000, epochs=10, held_out=300, latents=300, instances=60, windows=(1, 2, 5, 10)),
@@ -105,6 +150,15 @@ ROUNDS = {
     "mnist small": InRounds("mnist", n=10_000, epochs=30, learning_rate=2e-3, width=8, latents=2_000, fractions=(.01, .05, .1, .2, .3, .5, .7), windows=(1,)),
 }
 
+MINORITY = {
+    "2d": Minority(),
+    "2d rough": Minority(activation="leaky relu", learning_rate=0.1, epochs=150, windows=(10,)),  # training that no estimate follows
+    "faces": Minority("faces", n=600, epochs=60, batch_size=50, learning_rate=2e-4, order="alternating", activation="silu", width=6, held_out=600,
+                      latents=600, windows=(1, 3), instances=30),
+    "faces early": Minority("faces", n=600, epochs=30, batch_size=50, learning_rate=2e-4, order="alternating", activation="silu", width=6, held_out=600,
+                            latents=600, windows=(1, 3), instances=30),  # half-way, where the generator may make too many of the minority
+}
+
 #: What notebooks/recorded holds, in order of value: the protocol, and the seeds that complete it.
 EXPERIMENTS = {
     "accuracy_2d": (ACCURACY["paper"], range(10)),
@@ -114,6 +168,11 @@ EXPERIMENTS = {
     "removal_mnist_small": (REMOVAL["mnist small"], range(10)),
     "rounds_mnist_small": (ROUNDS["mnist small"], range(8)),
     "accuracy_mnist_small": (ACCURACY["mnist small"], range(2)),
+    "minority_2d": (MINORITY["2d"], range(10)),
+    "minority_2d_rough": (MINORITY["2d rough"], range(5)),
+    "minority_faces": (MINORITY["faces"], range(10)),
+    "minority_faces_early": (MINORITY["faces early"], range(6)),
+    "stylegan_faces": (Pretraining(), range(1)),
     "accuracy_mnist": (ACCURACY["mnist paper"], range(10)),
     "removal_mnist": (REMOVAL["mnist paper"], range(15)),
 }

@@ -10,6 +10,7 @@ from ..tools.noise import dice
 from ..training.making import train
 from ..training.optimizers import Adam
 from . import experiments
+from .faces import face_features, face_gan
 from .released import Question
 from .settings import SETTINGS, Setting
 
@@ -66,34 +67,3 @@ def normalised_gan(seed: int, hidden: int = 16) -> GAN:
         generator = nn.Sequential(nn.Linear(4, hidden), nn.BatchNorm1d(hidden), nn.Tanh(), nn.Linear(hidden, 2))
         discriminator = nn.Sequential(nn.Linear(2, hidden), nn.BatchNorm1d(hidden), nn.Tanh(), nn.Linear(hidden, 1))
     return GAN(generator.double(), discriminator.double(), latent_dim=4)
-
-
-def face_gan(seed: int, width: int, latent_dim: int = 16) -> GAN:
-    """A small smooth DCGAN for 16 × 16 colours with batch normalisation in both players; kernels from N(0, 0.02²), as published for DCGAN."""
-    with dice(seed, torch.device("cpu")):
-        generator = nn.Sequential(
-            nn.Unflatten(1, (latent_dim, 1, 1)), nn.ConvTranspose2d(latent_dim, 2 * width, 4, bias=False), nn.BatchNorm2d(2 * width), nn.SiLU(),
-            nn.ConvTranspose2d(2 * width, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width), nn.SiLU(),
-            nn.ConvTranspose2d(width, 3, 4, 2, 1), nn.Tanh())
-        discriminator = nn.Sequential(
-            nn.Conv2d(3, width, 4, 2, 1), nn.SiLU(), nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.SiLU(),
-            nn.Conv2d(2 * width, 1, 4), nn.Flatten())
-        for layer in (*generator, *discriminator):
-            if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-                nn.init.normal_(layer.weight, 0, 0.02)
-    return GAN(generator.double(), discriminator.double(), latent_dim)
-
-
-def face_features(parts: data.Faces, attributes, seed: int) -> nn.Module:
-    """Sixteen features of a classifier of some attributes, trained on held-out faces."""
-    present = (parts.labels.valid[:, [list(parts.attributes).index(name) for name in attributes]] > 0).double()
-    with dice(seed, torch.device("cpu")):
-        layers = nn.Conv2d(3, 8, 3, 2, 1), nn.SiLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.SiLU(), nn.Flatten(), nn.Linear(256, 16), nn.Sigmoid()
-        features, head = nn.Sequential(*layers).double(), nn.Linear(16, present.shape[1]).double()
-        adam = torch.optim.Adam([*features.parameters(), *head.parameters()], lr=5e-3)
-        for _ in range(400):
-            rows = torch.randint(len(present), (100,))
-            adam.zero_grad()
-            nn.functional.binary_cross_entropy_with_logits(head(features(parts.valid[rows])), present[rows]).backward()
-            adam.step()
-    return features.requires_grad_(False).eval()
