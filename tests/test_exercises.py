@@ -19,7 +19,7 @@ nbformat = optional("nbformat")
 ROOT = Path(__file__).parents[1]
 
 #: Parameters with which a notebook's exercises are judged in seconds.
-SMALL = {"01": {"n": 400, "epochs": 4}}
+SMALL = {"01": {"n": 400, "epochs": 4}, "02": {"epochs": 2}}
 
 HOLE = re.compile(r"(?m)^.*\.\.\.  # your lines?\b.*$")
 
@@ -83,25 +83,27 @@ def scopes(table: symtable.SymbolTable):
 
 
 def names(source: str) -> tuple[set[str], set[str], set[str]]:
-    """What a cell binds, what it changes in place, and what it takes from other cells."""
-    table = symtable.symtable(source, "cell", "exec")
+    """What a cell binds or changes in place, what it takes from other cells, and what its functions take when they are called."""
+    table, *inner = scopes(symtable.symtable(source, "cell", "exec"))
     binds = {one.get_name() for one in table.get_symbols() if one.is_assigned() or one.is_imported() or one.is_namespace()}
-    takes = {one.get_name() for scope in scopes(table) for one in scope.get_symbols() if one.is_referenced() and (scope is table or one.is_global())}
-    changes = {ast.unparse(node.value).split("[")[0] for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store)}
-    return binds, changes, takes
+    later = {one.get_name() for scope in inner for one in scope.get_symbols() if one.is_referenced() and one.is_global()}
+    changes = {ast.unparse(node.value) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store)}
+    return binds | changes, later | {one.get_name() for one in table.get_symbols() if one.is_referenced()}, later
 
 
 def needed(cells: list) -> list[int]:
     """The cells without which the exercises cannot be judged, by the names that they take: no figures, no long runs behind the last exercise."""
     always = {j for i in places(cells) for j in (i, i + 1, i + 2)}
-    wanted, kept = set(), []
-    for i in range(max(always), -1, -1):
-        if cells[i].cell_type == "code" and "%" != cells[i].source.lstrip()[:1] and "google.colab" not in cells[i].source:
-            binds, changes, takes = names(cells[i].source)
-            if i in always or wanted & (binds | changes):
+    usable = {i: names(cells[i].source) for i in range(max(always), -1, -1) if cells[i].cell_type == "code" and "google.colab" not in cells[i].source}
+    kept, before = always, set()
+    while kept != before:
+        before, wanted = kept, {name for i in kept for name in usable[i][2]}  # which may be bound after the function that takes it
+        kept = set()
+        for i, (binds, takes, _) in usable.items():
+            if i in before or wanted & binds:
                 wanted = (wanted - binds) | takes
-                kept.append(i)
-    return kept[::-1]
+                kept.add(i)
+    return sorted(kept)
 
 
 @each_book
