@@ -55,19 +55,23 @@ def adapted(gan: GAN, rank: int = 8, seed: int = 0) -> GAN:
     """
     rank, random, other = whole("an adapter's rank", rank), torch_stream("adapters", seed), gan.copy()
     for player in ("generator", "discriminator"):
-        module = deepcopy(getattr(gan, player)).requires_grad_(False)
-        layers = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, (nn.Linear, _ConvNd))]
-        if not layers:
+        module = getattr(gan, player)
+        if not (layers := _layers(module)):
             raise ValueError(f"adapters sit on linear layers and convolutions, but the {player} ({type(module).__name__}) has none: train it as it is")
-        for name, layer in layers:
+        for name, layer in layers.items():
             if "weight" not in layer._parameters and not parametrize.is_parametrized(layer, "weight"):
                 raise ValueError(f"adapters add to a layer's own weight, but an older hook computes that of layer {name!r} of the {player}: use "
                                  "torch.nn.utils.parametrizations instead")
-        admitted = [min(layer.weight.shape[0], layer.weight[0].numel()) for _, layer in layers]
-        if rank > max(admitted):
-            raise ValueError(f"an adapter's rank is at most its layer's, but {rank} is more than any of the {player}'s admits ({max(admitted)} at most): take less")
-        for (_, layer), most in zip(layers, admitted):
-            parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, min(rank, most), random))
+        admitted = {name: min(layer.weight.shape[0], layer.weight[0].numel()) for name, layer in layers.items()}
+        if rank > (most := max(admitted.values())):
+            raise ValueError(f"an adapter's rank is at most its layer's, but {rank} is more than any of the {player}'s admits ({most} at most): take less")
+        module = deepcopy(module).requires_grad_(False)
+        for name, layer in _layers(module).items():
+            parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, min(rank, admitted[name]), random))
         setattr(other, player, module)
         setattr(other, f"apply_{player}", Pure(player, module))
     return other
+
+
+def _layers(module: nn.Module) -> dict[str, nn.Module]:
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, (nn.Linear, _ConvNd))}

@@ -10,6 +10,7 @@ from ..game.gan import columns
 from ..game.state import State
 from ..readings.influence import harmfulness
 from ..readings.judging import Metric, value
+from ..tools.noise import dice
 from ..training.plan import DISCRIMINATOR, GENERATOR, Update
 from ..training.trajectory import Trajectory
 
@@ -119,7 +120,8 @@ def _pull(run: Trajectory, t: int, player: int, state: State, u: State, update: 
     z = batch.z if player == DISCRIMINATOR or batch.generator_z is None else batch.generator_z
     players = [{name: p.detach().requires_grad_() for name, p in own.items()} for own in state[:2]]
     weights, own = torch.ones(len(batch.x), dtype=batch.x.dtype, device=batch.x.device, requires_grad=True), players[player]
-    with torch.enable_grad():
+    throws = batch.dice if player == DISCRIMINATOR or batch.generator_z is None else batch.dice[1:]  # noise is the recorded one
+    with torch.enable_grad(), dice(next(iter(throws), None), batch.x.device):
         fake = gan.apply_generator(players[0], state.generator_buffers, *columns(z))[0].reshape(-1, *batch.x.shape[1:])
         on_fake = gan.apply_discriminator(players[1], state.discriminator_buffers, fake)[0].flatten()
         if player == GENERATOR:
