@@ -7,9 +7,10 @@ from .tools.versions import __version__
 HOMES = {
     "": ("data", "metrics", "models"),
     ".game": ("GAN", "GradientPenalty", "R1", "State", "losses"),
-    ".training": ("SGD", "Adam", "AdamW", "Batch", "Dynamics", "NotUnderstood", "RMSprop", "Recorder", "Trajectory", "record", "train", "trajectory_bytes"),
-    ".readings": ("Agreement", "Cleansing", "Rounds", "Verification", "agreement", "cleanse", "cleanse_in_rounds", "harmfulness", "influence",
-                  "isolation_forest", "leave_one_out", "linear_datamodelling_score", "parameter_influence", "random_scores", "retrain",
-                  "smoothness", "verify"),
+    ".training": ("SGD", "Adam", "AdamW", "Batch", "Dynamics", "NotUnderstood", "RMSprop", "Recorder", "Trajectory", "client_states", "graphs",
+                  "record", "record_by_gossip", "train", "train_by_gossip", "trajectory_bytes"),
+    ".readings": ("Agreement", "Cleansing", "Rounds", "Verification", "agreement", "cleanse", "cleanse_in_rounds", "gossip_influence", "harmfulness",
+                  "influence", "isolation_forest", "leave_one_out", "linear_datamodelling_score", "over_clients", "parameter_influence", "push_sum",
+                  "random_scores", "retrain", "smoothness", "verify"),
     ".studies": ("experiments", "plots", "schematic", "widgets"),
 }
