@@ -19,7 +19,7 @@ nbformat = optional("nbformat")
 ROOT = Path(__file__).parents[1]
 
 #: Parameters with which a notebook's exercises are judged in seconds.
-SMALL = {"01": {"n": 400, "epochs": 4}, "02": {"epochs": 2}}
+SMALL = {"01": {"n": 400, "epochs": 4}, "02": {"epochs": 2}, "03": {"epochs": 4, "n": 400, "lqgan_steps": 10}}
 
 HOLE = re.compile(r"(?m)^.*\.\.\.  # your lines?\b.*$")
 
@@ -55,7 +55,7 @@ def message(judge) -> str:
 
 
 def test_there_are_exercises():
-    assert {"01_adversarial_sgd"} <= set(BOOKS) and len(EXERCISES) >= 4
+    assert {"01_adversarial_sgd", "02_jacobian_terms", "03_linearised_influence"} <= set(BOOKS) and len(EXERCISES) >= 11
 
 
 @each_exercise
@@ -76,19 +76,25 @@ def test_no_solution_without_its_exercise(stem):
     assert [i for i, cell in enumerate(cells) if "solution" in tags(cell)] == [i + 1 for i in places(cells)]
 
 
-def scopes(table: symtable.SymbolTable):
-    yield table
-    for child in table.get_children():
-        yield from scopes(child)
+COMPREHENSIONS = {"listcomp", "setcomp", "dictcomp", "genexpr"}  # run where they stand, unlike functions
 
 
 def names(source: str) -> tuple[set[str], set[str], set[str]]:
-    """What a cell binds or changes in place, what it takes from other cells, and what its functions take when they are called."""
-    table, *inner = scopes(symtable.symtable(source, "cell", "exec"))
-    binds = {one.get_name() for one in table.get_symbols() if one.is_assigned() or one.is_imported() or one.is_namespace()}
-    later = {one.get_name() for scope in inner for one in scope.get_symbols() if one.is_referenced() and one.is_global()}
+    """What a cell binds or changes in place, what it takes from other cells at once, and what its functions take when they are called."""
+    bound, taken, later = set(), set(), set()
+    for statement in ast.parse(source).body:
+        table, now = symtable.symtable(ast.unparse(statement), "cell", "exec"), set()
+        waiting = [(table, now)]
+        while waiting:
+            scope, takes = waiting.pop()
+            takes |= {one.get_name() for one in scope.get_symbols() if one.is_referenced() and (scope is table or one.is_global())}
+            waiting += [(child, takes if child.get_name() in COMPREHENSIONS else later) for child in scope.get_children()]
+        binds = {one.get_name() for one in table.get_symbols() if one.is_assigned() or one.is_imported() or one.is_namespace()}
+        first = isinstance(statement, ast.For | ast.With | ast.FunctionDef | ast.ClassDef)  # binds its names before it takes any
+        taken |= now - bound - (binds if first else set())
+        bound |= binds
     changes = {ast.unparse(node.value) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store)}
-    return binds | changes, later | {one.get_name() for one in table.get_symbols() if one.is_referenced()}, later
+    return bound | changes, taken, later
 
 
 def needed(cells: list) -> list[int]:
@@ -99,9 +105,9 @@ def needed(cells: list) -> list[int]:
     while kept != before:
         before, wanted = kept, {name for i in kept for name in usable[i][2]}  # which may be bound after the function that takes it
         kept = set()
-        for i, (binds, takes, _) in usable.items():
+        for i, (binds, takes, later) in usable.items():
             if i in before or wanted & binds:
-                wanted = (wanted - binds) | takes
+                wanted = (wanted - binds) | takes | later
                 kept.add(i)
     return sorted(kept)
 
