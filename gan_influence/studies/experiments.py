@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .. import data, models
 from ..data import images_at_hand  # noqa: F401, a name for notebooks, as are those below
 from ..game.state import State
-from ..metrics import AverageLogLikelihood, DiscriminatorLoss, FrechetDistance, InceptionScore, KernelDistance, LogInceptionScore, SlicedWasserstein
+from ..metrics import AverageLogLikelihood, DiscriminatorLoss, FrechetDistance, InceptionScore, KernelDistance, LogInceptionScore, SlicedWasserstein, recall
 from ..readings.agreement import agreement
 from ..readings.cleansing import Cleansing, cleanse, isolation_forest, random_scores
 from ..readings.influence import harmfulness, influence
@@ -33,13 +33,14 @@ from ..tools.streams import stream
 from ..training.making import train
 from ..training.optimizers import SGD
 from ..training.trajectory import Trajectory
-from . import adapted, minorities, recording  # noqa: F401, two of which give their protocols prepare and measure
+from . import adapted, consumption, minorities, recording  # noqa: F401, those but the last give their protocols prepare and measure
 from .protocols import ACCURACY, AGREEMENT, EXPERIMENTS, FOR_A_GPU, REMOVAL, ROUNDS, Accuracy, InRounds, Protocol, Removal  # noqa: F401
 from .published import PUBLISHED_ACCURACY, PUBLISHED_REMOVAL  # noqa: F401
 from .recording import RECORDED, finished, gather, record, recorded, recorded_pieces, recorded_tensors  # noqa: F401
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 EXTREMES = 36  #: instances at either end of a ranking that a recorded removal keeps
+NEIGHBOURS = 3  #: of precision and recall (Kynkäänniemi et al. 2019)
 PROBES = 40  #: instances that are left out alone to see whether a run's influences can be trusted
 
 
@@ -219,7 +220,10 @@ def rounds_experiment(config: InRounds, setup: Setup, seed: int, last_epochs: in
         judges |= {SlicedWasserstein.name: SlicedWasserstein(test_x, latents)}
         valid, test = (AverageLogLikelihood(metric.x, metric.latents, bandwidth) for metric in (valid, test))
     else:
-        judges = {InceptionScore.name: setup.test[InceptionScore.name], KernelDistance.name: KernelDistance(setup.classifier.features, test_x, latents)}
+        features = torch.no_grad()(setup.classifier.features)
+        real, made = features(test_x[:len(latents)]), lambda gan, state: features(gan.generate(state, latents))  # as many of either
+        judges = {InceptionScore.name: setup.test[InceptionScore.name], KernelDistance.name: KernelDistance(setup.classifier.features, test_x, latents),
+                  "precision": lambda *of: recall(made(*of), real, NEIGHBOURS), "recall": lambda *of: recall(real, made(*of), NEIGHBOURS)}
     key = {"seed": seed, "metric": valid.name + (f" bandwidth {bandwidth:g}" if bandwidth != 1 else ""), "last_epochs": last_epochs}
     scores = harmfulness(influence(run, valid, last_epochs, compile=compile), valid)
     shot = cleanse(run, {"one round": scores}, config.fractions, valid, test, last_epochs, compile=compile)
