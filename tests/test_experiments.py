@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from scipy import stats
 
 import gan_influence as gi
-from conftest import tiny_metric, tiny_run
+from conftest import needs, tiny_metric, tiny_run
 from gan_influence import experiments
 from gan_influence.studies import recording
 from gan_influence.studies.experiments import ACCURACY, PUBLISHED_ACCURACY, PUBLISHED_REMOVAL, REMOVAL, Accuracy, Removal
@@ -395,3 +395,16 @@ def test_rounds_are_recorded_beside_the_one_round_they_must_beat(tmp_path):
     scores = gi.harmfulness(gi.influence(setup.run, setup.valid[ALL], last_epochs=2), setup.valid[ALL])
     picked, = gi.cleanse(setup.run, {"": scores}, protocol.fractions, setup.valid[ALL], setup.test[ALL], 2).picked
     assert one.after["one round", "test"] == pytest.approx(picked["test_after"], rel=1e-5) and one.n_removed["one round", "test"] == picked["n_removed"]
+
+
+@needs("sklearn")
+def test_rounds_on_images_are_judged_by_what_was_not_pulled_back():
+    protocol = experiments.InRounds("digits", n=200, epochs=2, batch_size=50, learning_rate=2e-3, width=2, held_out=150, latents=150, fractions=(0.1,),
+                                    windows=(1,), most=1)
+    setup = protocol.prepare(0)
+    rows = pd.DataFrame(protocol.measure(setup, 0, "k=1", compile=False)[0]["summary"]).set_index(["method", "judge"])
+    assert set(rows.index.get_level_values("judge")) == {"validation", "test", "Inception score", "kernel distance", "precision", "recall"}
+    features, x = torch.no_grad()(setup.classifier.features), setup.data.test[:150]
+    near = torch.cdist(features(x), features(x)).kthvalue(1 + experiments.NEIGHBOURS).values  # each is its own nearest
+    far = torch.cdist(features(setup.run.gan.generate(setup.run.final, setup.test["Fréchet distance"].latents)), features(x))
+    assert rows.before["in rounds", "precision"] == pytest.approx(float((far <= near).any(1).double().mean()), abs=0.01)
