@@ -22,7 +22,10 @@ NOTEBOOKS := --nbval-lax --nbval-current-env --nbval-cell-timeout=300
 QUICK := gan_influence/game gan_influence/training gan_influence/readings \
   $(patsubst %,tests/test_%.py,retraining influence trajectory dynamics make rooms streams)
 
-.PHONY: help demo test quick test-gpu gpu lint notebooks paper clean
+SITE := build/site
+MATHJAX := 3.2.2
+
+.PHONY: help demo test test-browser quick test-gpu gpu lint notebooks site paper clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -32,6 +35,9 @@ demo: $(READY)  ## train a small GAN, find harmful instances, train without them
 
 test: $(READY)  ## run all tests: unit tests, doctests, the README's example, every notebook
 	$(PYTEST) --doctest-modules $(NOTEBOOKS) notebooks tests gan_influence $(ARGS)
+
+test-browser: $(SITE)/.ready  ## drive the site and every widget with headless Chromium (Debian: apt install chromium), screenshots in runs/browser
+	GAN_INFLUENCE_BROWSER=all $(RUN) -m pytest tests/test_site.py tests/test_browser.py -rs $(ARGS)
 
 quick: $(READY)  ## run what tells within a minute or two whether the engine still stands
 	$(PYTEST) -m "not gpu" --doctest-modules $(QUICK) $(ARGS)
@@ -49,6 +55,10 @@ lint: $(READY)  ## check style with ruff
 notebooks: $(READY)  ## execute every notebook again, in its place, and clean what execution leaves behind
 	$(RUN) -m gan_influence notebooks $(ARGS)
 
+site: $(SITE)/.ready  ## build the site, from the outputs that the notebooks hold: open build/site/html/index.html
+	$(RUN) site/sources.py $(SITE)/source
+	$(RUN) -m sphinx -q -W --keep-going -j auto -c site $(SITE)/source $(SITE)/html
+
 paper: $(READY)  ## make what is outstanding of the full-scale recordings, within BUDGET=25m; again to continue
 	$(RUN) -m gan_influence paper --budget $(BUDGET) $(ARGS)
 
@@ -63,6 +73,14 @@ $(READY): requirements.txt pyproject.toml
 	@echo "Installing the versions of requirements.txt into $(VENV): once, a few minutes"
 	@$(INSTALL_TORCH)
 	@$(PIP) install -q -r requirements.txt
+	@touch $@
+
+# What the site and the browser's tests need besides; MathJax from its npm package, so that no page asks the network for it.
+$(SITE)/.ready: $(READY) site/requirements.txt
+	@command -v npm >/dev/null || { echo "The site takes MathJax from npm, which is not installed. On Debian or Ubuntu type: sudo apt-get install npm" >&2; exit 1; }
+	@$(PIP) install -q -r site/requirements.txt
+	@rm -rf $(SITE)/vendor && mkdir -p $(SITE)/vendor/mathjax
+	@cd $(SITE) && npm pack --silent mathjax@$(MATHJAX) >/dev/null && tar xzf mathjax-$(MATHJAX).tgz -C vendor/mathjax --strip-components=2 package/es5
 	@touch $@
 
 define NO_PYTHON
