@@ -1,68 +1,120 @@
-"""A pretrained style-based generator adapted to other faces by low-rank adapters, and cleansed: what notebook 14 and its recordings run."""
+"""A pretrained style-based generator, adapted to other faces by low-rank adapters and cleansed: what notebook 14 and its recordings run."""
 
-import os
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import data
-from ..game.gan import GAN
 from ..game.penalties import R1
-from ..metrics import SlicedWasserstein
-from ..models.stylegan import stylegan
+from ..metrics import FrechetDistance
+from ..models.adapters import adapted
+from ..readings.agreement import agreement
+from ..readings.cleansing import cleanse
+from ..readings.influence import harmfulness
+from ..readings.verification import verify
 from ..tools.devices import check_device
-from ..tools.files import write_atomically
 from ..training.making import train
 from ..training.optimizers import Adam
-from .protocols import Pretraining
-from .recording import recorded_tensors
+from ..training.trajectory import Trajectory
+from .faces import face_classifier
+from .methods import METHODS
+from .pretrained import BETAS, pretrained
+from .protocols import AGREEMENT, Adaptation
+from .released import Question, released_aid
 
-WEIGHTS = "stylegan_faces"  #: the recorded pretrained weights
-BETAS = 0.0, 0.99
-
-
-class Workshop(NamedTuple):
-    """A network that is pretrained, on what, what judges it, and where its last finished round is kept."""
-
-    gan: GAN
-    x: Tensor
-    judge: SlicedWasserstein
-    kept: Path
+JUDGE = 10_000  #: seed of the faces that the features are learnt from
 
 
-def prepare(config: Pretraining, seed: int, device: str = "cpu", folder: str | os.PathLike | None = None) -> Workshop:
-    """Faces in the style that is pretrained on, and a fresh network for them."""
+class Adapted(NamedTuple):
+    """An adapted run, what measures it, its faces and what is planted among them, and the scores of the methods that cleanse."""
+
+    run: Trajectory
+    valid: FrechetDistance
+    test: FrechetDistance
+    data: data.Faces
+    scores: dict[str, Tensor]  #: harmfulness, (n,) each
+
+
+class Halved(nn.Module):
+    """Features of images that are halved first, in float64."""
+
+    def __init__(self, features: nn.Module):
+        super().__init__()
+        self.features = features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(nn.functional.avg_pool2d(x.double(), 2))
+
+
+def face_judge(style: str, n: int = 600) -> nn.Module:
+    """Sixteen features of 32 × 32 faces in a style: those of a classifier of what they wear, and of which colours they have."""
+    known = data.faces(0, n, 0, JUDGE, 32, style=style)
+    each = [labels[:, None] == torch.arange(len(values)) if name.endswith("colour") else labels[:, None] > 0
+            for (name, values), labels in zip(known.attributes.items(), known.labels.valid.T)]
+    present = torch.cat(each, 1).double()
+    return Halved(face_classifier(nn.functional.avg_pool2d(known.valid.double(), 2), present[:, present.std(0) > 0], JUDGE)[0]).eval()
+
+
+def prepare(config: Adaptation, seed: int, device: str = "cpu", folder=None) -> Adapted:
+    """Adapt the recorded network and score its training faces; nothing is kept in a folder."""
     check_device(device)
-    gan = stylegan(seed, width=config.width, penalty=R1(config.gamma)).to(device)
-    parts = data.faces(config.n, config.held_out, 0, seed, style=config.style)
-    judge = SlicedWasserstein(parts.valid.to(device), gan.sample_latents(config.held_out, seed, 1), seed=seed)
-    return Workshop(gan, parts.train.to(device), judge, Path(folder or ".") / "pretrained.safetensors")
+    parts = data.faces(config.n, config.held_out, config.held_out, seed, 32, plant=dict.fromkeys(config.kinds, config.planted), style=config.style)
+    gan = adapted(pretrained(R1(config.gamma)), config.rank, seed).to(device)
+    run = train(gan, parts.train.to(device), config.epochs, config.batch_size, Adam(config.learning_rate, betas=BETAS), config.order, seed,
+                average=config.average)
+    features = face_judge(config.style).to(device)
+    valid, test = (FrechetDistance(features, x.to(device), gan.sample_latents(config.latents, seed, part)) for part, x in enumerate(parts[1:3], 1))
+    question = Question(run, valid, config.last_epochs, parts.valid, seed)
+    return Adapted(run, valid, test, parts, {method: METHODS[method](question) for method in config.methods})
 
 
-def measure(config: Pretraining, workshop: Workshop, seed: int, piece: str, compile: bool) -> tuple[dict[str, list[dict]], dict[str, Tensor]]:
-    """One round, from where the last ended: a row with the distance to held-out faces, and the weights, of the generator its moving average."""
-    number = int(piece.removeprefix("round "))
-    gan = workshop.gan if number == 1 else holding(workshop.gan, load_file(workshop.kept))  # the networks go on, and not their average
-    run = train(gan, workshop.x, config.epochs, config.batch_size, Adam(config.learning_rate, betas=BETAS), config.order, seed + number,
-                stride=10**9, average=config.average)  # nobody traces it
-    write_atomically(workshop.kept, save(run.final.named()))
-    row = {"seed": seed, "round": number, "metric": workshop.judge.name, "value": float(workshop.judge(gan, run.final))}
-    return {"summary": [row]}, run.final._replace(generator=run.final.average, average={}, generator_memory={}, discriminator_memory={}).named()
+def measure(config: Adaptation, found: Adapted, seed: int, piece: str, compile: bool) -> tuple[dict[str, list[dict]], dict[str, Tensor]]:
+    """One piece: retraining over the last epoch, or from the start; or the estimators beside true removals of single faces.
+
+    Returns:
+        {"summary": a row per method and number removed, (before, after) on validation and test data; "picked": those best on validation data;
+        "planted": a row per method and kind}, or {"agreement": a row per estimator}; and the generators' averages before and after.
+    """
+    run, key = found.run, {"seed": seed}
+    if piece == AGREEMENT:
+        return {AGREEMENT: [key | row for row in compared(config, found, seed)]}, {}
+    full = piece == "full"
+    cleansed = cleanse(run, found.scores, config.full if full else config.fractions, found.valid, found.test, None if full else config.last_epochs)
+    key |= {"last_epochs": config.epochs if full else config.last_epochs}
+    rows = {"summary": [key | row for row in cleansed.rows], "picked": [key | row for row in cleansed.picked]}
+    if full:
+        return rows, {}
+    states = {"before": run.final, "exact": next(state for (method, _), state in cleansed.states.items() if method == "exact")}
+    return rows | {"planted": [key | row for row in detected(found)]}, {
+        f"{label}|{name}": tensor for label, state in states.items() for name, tensor in state.average.items()}
 
 
-Pretraining.prepare, Pretraining.measure = prepare, measure  # here, because plain values are known without torch
+Adaptation.prepare, Adaptation.measure = prepare, measure  # here, because plain values are known without torch
 
 
-def holding(gan: GAN, tensors: dict[str, Tensor]) -> GAN:
-    """The same game, whose networks hold the tensors named "generator.…" and "discriminator.…"."""
-    for player, module in (("generator", gan.generator), ("discriminator", gan.discriminator)):
-        module.load_state_dict({name.removeprefix(f"{player}."): p for name, p in tensors.items() if name.startswith(f"{player}.")})
-    return GAN(gan.generator, gan.discriminator, gan.latent_dim, gan.loss_name, penalty=gan.penalty)
+def detected(found: Adapted) -> list[dict]:
+    """For every method and planted kind the area under the ROC curve of its faces against those that were left alone: 1 where all are ranked above."""
+    from sklearn.metrics import roc_auc_score
+    kinds = dict.fromkeys(kind for kind in found.data.planted.tolist() if kind != "none")
+    alone = found.data.planted == "none"
+    return [{"method": method, "judge": kind, "auc": float(roc_auc_score((found.data.planted == kind)[which], scores.numpy()[which]))}
+            for method, scores in found.scores.items() for kind in kinds for which in [alone | (found.data.planted == kind)]]
 
 
-def pretrained(penalty: R1 | None = R1(10.0)) -> GAN:
-    """The recorded network, pretrained on Pixel Art faces by `gan-influence record stylegan_faces`; FileNotFoundError without the repository's recordings."""
-    return holding(stylegan(penalty=penalty), recorded_tensors(WEIGHTS))
+def compared(config: Adaptation, found: Adapted, seed: int) -> list[dict]:
+    """Every estimator against leave-one-out over the last epoch: rank agreement over random faces, and over those with the exact one's ends."""
+    run, metric = found.run, found.valid
+    question = Question(run, metric, config.last_epochs, found.data.valid, seed)
+    exact = harmfulness(found.scores["exact"], metric)
+    checked, rows = verify(run, metric, exact, config.last_epochs, config.probes, seed=seed), []
+    at_random = [row for row in checked.rows if row["group"] == "random"]
+    for name in config.estimators:
+        series = {"released 2025, AID": False, "AID, summed": True}
+        scores = released_aid(question, *config.series, summed=series[name]) if name in series else found.scores.get(name)
+        estimate = harmfulness(METHODS[name](question) if scores is None else scores, metric)
+        over = {what: agreement(*(torch.tensor(column, dtype=torch.float64) for column in zip(*((float(estimate[row["instance"]]), row["leave_one_out"])
+                                for row in probes)))) for what, probes in (("random", at_random), ("ends", checked.rows))}
+        rows.append({"method": name, "kendall_tau": over["random"].kendall_tau, "slope": over["random"].slope, "tau_with_ends": over["ends"].kendall_tau,
+                     "noise_floor": checked.noise_floor, "tau_ceiling": checked.tau_ceiling, "trustworthy": int(checked.trustworthy) if name == "exact" else ""})
+    return rows

@@ -151,6 +151,61 @@ class Consumption(Protocol):
         return [[name] for name in self.variants]
 
 
+@dataclass(frozen=True)
+class Adaptation(Protocol):
+    """Low-rank adapters learn another style from a few hundred faces, some of them planted; cleansing by influence on the averaged generator's distance.
+
+    Against Terashita et al., TNNLS 2025: rank 8 instead of 32, 32 × 32 instead of 256 × 256 pixels, 8 epochs instead of 50, a moving average of .99
+    instead of .999, whose thousand steps this run does not have, noise but no style mixing, a small classifier's features, R1 in the influences.
+    """
+
+    data: str = "faces"
+    style: str = "open-peeps"
+    n: int = 240
+    epochs: int = 8
+    batch_size: int = 8
+    learning_rate: float = 2e-3
+    order: str = "alternating"
+    rank: int = 8
+    gamma: float = 10.0  #: of R1
+    average: float = 0.99  #: the generator's moving average keeps this share of itself
+    planted: float = 0.05  #: share of the training faces, of each kind
+    kinds: tuple[str, ...] = ("another style", "noise", "inverted")
+    held_out: int = 400
+    latents: int = 400
+    last_epochs: int = 1
+    fractions: tuple[float, ...] = (.005, .01, .02, .05, .1, .2, .5, .7, .9)  #: removed; published from .001, which is no face here
+    full: tuple[float, ...] = (.05, .2)  #: of those, what is retrained from the start as well
+    methods: tuple[str, ...] = ("exact", "released 2025, damped", "isolation forest", "random")  #: whose most harmful faces are removed
+    estimators: tuple[str, ...] = ("exact", "moments constant", "released 2025", "released 2025, damped", "released 2025, AID", "AID, summed")
+    series: tuple[int, float] = (100, .01)  #: terms and rate of the last two: the published product of 1 in a tenth of the terms
+    probes: int = 40  #: left out alone, to see which estimator to trust
+
+    @property
+    def rounds(self) -> list[list[str]]:
+        """The pieces that all seeds need before the next ones."""
+        return [["one epoch"], [AGREEMENT], ["full"]]
+
+
+@dataclass(frozen=True)
+class Autophagy(Protocol):
+    """Hypernetworks with and without the autophagy penalty, small: generations of two normals, or two digits of unequal numbers."""
+
+    data: str = "normals"  #: or "digits"
+    n: int = 1_000  #: instances a generation, or of the majority
+    generations: int = 8
+    batch_size: int = 256
+    steps: int = 150  #: of Adam, a generation
+    learning_rate: float = 1e-2
+    ratios: tuple[int, ...] = ()  #: majority over minority, of digits
+    methods: tuple[str, ...] = ("MLE", "hypernetwork", "PLE 0.1", "PLE 10")  #: the number is λ
+
+    @property
+    def rounds(self) -> list[list[str]]:
+        """One piece a method."""
+        return [[name] for name in self.methods]
+
+
 ACCURACY = {
     "paper": Accuracy(),
     "quick": Accuracy(n=1_000, epochs=10, held_out=300, latents=300, instances=60, windows=(1, 2, 5, 10)),
@@ -186,6 +241,12 @@ MINORITY = {
                             latents=600, windows=(3,), instances=30),  # half-way, where the generator may make too many of the minority
 }
 
+AUTOPHAGY = {
+    "normals": Autophagy(),
+    "digits": Autophagy("digits", steps=600, batch_size=128, learning_rate=2e-3, ratios=(2, 5, 10),
+                        methods=("VAE", "VAE reweighted", "hypernetwork", "PLE 0.01", "PLE 1")),
+}
+
 #: What notebooks/recorded holds, in order of value: the protocol, and the seeds that complete it.
 EXPERIMENTS = {
     "accuracy_2d": (ACCURACY["paper"], range(10)),
@@ -198,9 +259,12 @@ EXPERIMENTS = {
     "minority_2d": (MINORITY["2d"], range(8)),
     "minority_2d_rough": (MINORITY["2d rough"], range(3)),
     "minority_faces": (MINORITY["faces"], range(5)),
+    "autophagy_normals": (AUTOPHAGY["normals"], range(10)),
+    "autophagy_digits": (AUTOPHAGY["digits"], range(5)),
     "consumption_2d": (Consumption(), range(5)),
     "minority_faces_early": (MINORITY["faces early"], range(5)),
     "stylegan_faces": (Pretraining(), range(1)),
+    "adapters_faces": (Adaptation(), range(6)),
     "accuracy_mnist": (ACCURACY["mnist paper"], range(10)),
     "removal_mnist": (REMOVAL["mnist paper"], range(15)),
 }
