@@ -17,7 +17,7 @@ from test_front_door import ROOT, SAVE, each_notebook, write_notebook
 from gan_influence.batch import gathering, notebooks
 from gan_influence.cli.main import main
 
-COMMANDS = "demo", "list", "run", "status", "gather", "record", "paper", "board", "notebooks", "links"
+COMMANDS = "demo", "list", "run", "status", "gather", "record", "paper", "board", "gossip", "notebooks", "links"
 
 
 @pytest.mark.parametrize("arguments", ["--help", *(f"{command} --help" for command in COMMANDS), "list", "list 0 4"])

@@ -1,5 +1,8 @@
 """Gossip: training and influence without a centre, against closed forms, dense matrices and differentiation through every client's whole run."""
 
+import csv
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ from torch.func import functional_call
 from torch.nn.functional import softplus
 
 import gan_influence as gi
-from conftest import tiny_data, tiny_gan, tiny_metric
+from conftest import optional, tiny_data, tiny_gan, tiny_metric
 from gan_influence.readings import gossip as READING
 from gan_influence.training.graphs import GRAPHS, check_graph, mixing
 
@@ -350,3 +353,32 @@ def test_a_damping_too_large_for_the_spectrum_is_refused():
         gi.gossip_influence(run, ToTarget(), 2, "aid", damping=1.0, iterations=20)
     with pytest.raises(FloatingPointError, match="settled where it attracts, but I − Zᵀ.*diverges under any damping"):
         gi.gossip_influence(mlp_run(steps=2, sizes=(4, 4, 4)), tiny_metric(tiny_gan()), 2, "aid")
+
+
+def test_clients_as_processes_say_what_their_simulation_says(tmp_path, capsys):
+    from gan_influence.batch import executors, gossip
+    from gan_influence.cli.gossip import one_client
+    from gan_influence.cli.main import main
+    with executors.local(2) as (client, _):
+        assert main(["gossip", "--clients", "3", "--steps", "3", "--rounds", "2", "--scheduler", client.scheduler.address, "--out", str(tmp_path)]) == 0
+        told, results = capsys.readouterr().out.splitlines(), json.loads((tmp_path / "results.json").read_text())["results"]
+        gaps, numbers = results.pop("largest relative difference from the simulation"), 1 + 1408 + 4288
+        assert 0 <= max(gaps.values()) < 1e-12 and len(told) == 4 and told[0].startswith("client 0: 25 scores, for 16 messages of")
+        # Of 3 steps with one more that is run again to see that it can be, 3 that are traced back and one look at the parameters.
+        assert [one["bytes_received"] for one in results.values()] == [12 * numbers * 8 * k for k in (1, 1, 2)]
+        rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+        assert len(rows) == 75 and all(float(row["score"]) == pytest.approx(float(row["simulated"]), rel=1e-5) for row in rows)
+        assert sum(float(row["score"]) != 0 for row in rows) == 60  # the last step, the players being simultaneous, reaches no generator
+        shards, rules = tiny_data(30).split(10), (gi.models.fcgan(), tiny_metric(gi.models.fcgan()))
+        arguments = [([10] * i + [shards[i]] + [10] * (2 - i), *rules, "ring" if i != 1 else "no_such_graph", 2, 1, 0) for i in range(3)]
+        with pytest.raises(AttributeError, match="no_such_graph"):  # at once, though two others wait for the one that fails
+            gossip.play(client, one_client, arguments)
+
+
+def test_a_client_that_waits_in_vain_says_for_whom(monkeypatch):
+    gossip = optional("gan_influence.batch.gossip")
+    monkeypatch.setattr(gossip, "PATIENCE", 0.01)
+    alone = gossip.Participant(0)
+    alone.everybody = [None, None]
+    with pytest.raises(TimeoutError, match="client 0 waited 0 s of round 1 for client 1"):
+        alone.exchange(np.array([[0.5, 0.5], [0.0, 0.5]]), torch.ones(1, 3))

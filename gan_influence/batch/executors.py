@@ -83,7 +83,7 @@ def local(jobs: int) -> Iterator[tuple[Client, dict]]:
 
 
 async def _stop(nannies: Iterable[Nanny]) -> None:
-    await asyncio.gather(*(nanny.close(timeout=0.1) for nanny in nannies))
+    await asyncio.gather(*(nanny.close(timeout=0.1) for nanny in nannies), return_exceptions=True)  # a slow end must not hide why
 
 
 @contextmanager

@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     from .batch import add_gather, add_run, add_status  # here, where an interrupt is met with a sentence
     from .board import add_board
+    from .gossip import add_gossip
     from .notebooks import add_demo, add_links, add_list, add_notebooks
     from .record import add_paper, add_record
 
@@ -46,7 +47,7 @@ def _run(arguments: Sequence[str] | None) -> int:
                                      epilog="gan-influence COMMAND --help says what a command needs and what it leaves.")
     parser.add_argument("--version", action="version", version=f"gan-influence {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_demo, add_list, add_run, add_status, add_gather, add_record, add_paper, add_board, add_notebooks, add_links):
+    for add in (add_demo, add_list, add_run, add_status, add_gather, add_record, add_paper, add_board, add_gossip, add_notebooks, add_links):
         add(commands)
     for command in commands.choices.values():
         command.formatter_class = argparse.RawDescriptionHelpFormatter
