@@ -44,7 +44,8 @@ def hypergan_step(hyper: Hypernetwork, discriminator: nn.Module, learning_rate: 
         if z is None:
             return state._replace(average=functional_call(hyper, state.generator, (x, weights)))
         if penalty and len(z) < 2:
-            raise ValueError(f"an autophagy penalty draws again from what was made, but the latents have shape {tuple(z.shape)}: give (1 + resamples, B, latent)")
+            raise ValueError(f"an autophagy penalty draws again from what was made, but the latents have shape {tuple(z.shape)}: "
+                             "give (1 + resamples, B, latent)")
 
         def make(phi: dict, rows: Tensor) -> dict:
             return functional_call(hyper, phi, (rows, weights if rows is x else None))

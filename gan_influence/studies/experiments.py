@@ -33,7 +33,7 @@ from ..tools.streams import stream
 from ..training.making import train
 from ..training.optimizers import SGD
 from ..training.trajectory import Trajectory
-from . import adapted, consumption, minorities, recording  # noqa: F401, those but the last give their protocols prepare and measure
+from . import adapted, autophagy, consumption, decentralised, minorities, recording  # noqa: F401, those but the last give their protocols prepare and measure
 from .protocols import ACCURACY, AGREEMENT, EXPERIMENTS, FOR_A_GPU, REMOVAL, ROUNDS, Accuracy, InRounds, Protocol, Removal  # noqa: F401
 from .published import PUBLISHED_ACCURACY, PUBLISHED_REMOVAL  # noqa: F401
 from .recording import RECORDED, finished, gather, record, recorded, recorded_pieces, recorded_tensors  # noqa: F401

@@ -192,11 +192,11 @@ class Autophagy(Protocol):
     """Hypernetworks with and without the autophagy penalty, small: generations of two normals, or two digits of unequal numbers."""
 
     data: str = "normals"  #: or "digits"
-    n: int = 1_000  #: instances a generation, or of the majority
+    n: int = 2_000  #: instances a generation, or of the majority
     generations: int = 8
     batch_size: int = 256
     steps: int = 150  #: of Adam, a generation
-    learning_rate: float = 1e-2
+    learning_rate: float = 3e-2
     ratios: tuple[int, ...] = ()  #: majority over minority, of digits
     methods: tuple[str, ...] = ("MLE", "hypernetwork", "PLE 0.1", "PLE 10")  #: the number is λ
 
@@ -204,6 +204,29 @@ class Autophagy(Protocol):
     def rounds(self) -> list[list[str]]:
         """One piece a method."""
         return [[name] for name in self.methods]
+
+
+@dataclass(frozen=True)
+class Decentralised(Protocol):
+    """Influence by gossip among clients of unlike data: at the LQGAN's optimum against its closed form, and along the training of a small GAN."""
+
+    data: str = "clients"
+    n: int = 200
+    clients: int = 8
+    learning_rate: float = 0.05
+    batch_size: int = 10
+    activation: str = "tanh"
+    graphs: tuple[str, ...] = ("full", "ring", "broadcaster", "exponential", "random_directed", "random_pair")
+    push_sums: tuple[int, ...] = (1, 2, 5, 10, 20, 50)  #: rounds before each pull-back, at rest
+    terms: int = 3_000  #: of the series at rest
+    steps: int = 200  #: of training along the way
+    rates: tuple[float, ...] = (.1, .03)  #: of it
+    traced: tuple[int, ...] = (1, 50)  #: rounds before each pull-back, along the way
+
+    @property
+    def rounds(self) -> list[list[str]]:
+        """The series at rest; then a learning rate each."""
+        return [["at rest"], *([f"learning rate {rate:g}"] for rate in self.rates)]
 
 
 ACCURACY = {
@@ -236,15 +259,15 @@ MINORITY = {
     "2d": Minority(),
     "2d rough": Minority(activation="leaky relu", learning_rate=0.1, epochs=150, windows=(10,)),  # training that no estimate follows
     "faces": Minority("faces", n=600, epochs=60, batch_size=50, learning_rate=2e-4, order="alternating", activation="silu", width=6, held_out=600,
-                      latents=600, windows=(3,), instances=30),
+                      latents=600, windows=(3,), fractions=(.1,), instances=20),
     "faces early": Minority("faces", n=600, epochs=30, batch_size=50, learning_rate=2e-4, order="alternating", activation="silu", width=6, held_out=600,
-                            latents=600, windows=(3,), instances=30),  # half-way, where the generator may make too many of the minority
+                            latents=600, windows=(3,), fractions=(.1,), instances=20),  # half-way, where the generator may make too many of the minority
 }
 
 AUTOPHAGY = {
     "normals": Autophagy(),
-    "digits": Autophagy("digits", steps=600, batch_size=128, learning_rate=2e-3, ratios=(2, 5, 10),
-                        methods=("VAE", "VAE reweighted", "hypernetwork", "PLE 0.01", "PLE 1")),
+    "digits": Autophagy("digits", n=1_000, steps=400, batch_size=128, learning_rate=3e-3, ratios=(2, 5, 10),
+                        methods=("VAE", "VAE reweighted", "hypernetwork", "PLE 1", "hypernetwork mixed")),
 }
 
 #: What notebooks/recorded holds, in order of value: the protocol, and the seeds that complete it.
@@ -256,12 +279,13 @@ EXPERIMENTS = {
     "removal_mnist_small": (REMOVAL["mnist small"], range(10)),
     "rounds_mnist_small": (ROUNDS["mnist small"], range(8)),
     "accuracy_mnist_small": (ACCURACY["mnist small"], range(2)),
-    "minority_2d": (MINORITY["2d"], range(8)),
+    "minority_2d": (MINORITY["2d"], range(6)),
     "minority_2d_rough": (MINORITY["2d rough"], range(3)),
     "minority_faces": (MINORITY["faces"], range(5)),
-    "autophagy_normals": (AUTOPHAGY["normals"], range(10)),
+    "autophagy_normals": (AUTOPHAGY["normals"], range(5)),
     "autophagy_digits": (AUTOPHAGY["digits"], range(5)),
     "consumption_2d": (Consumption(), range(5)),
+    "gossip": (Decentralised(), range(5)),
     "minority_faces_early": (MINORITY["faces early"], range(5)),
     "stylegan_faces": (Pretraining(), range(1)),
     "adapters_faces": (Adaptation(), range(6)),
