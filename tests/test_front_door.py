@@ -55,6 +55,17 @@ def test_the_readmes_examples_run_and_print(example, tmp_path):
     assert done.stdout.strip(), "the example prints nothing"
 
 
+@needs("nbclient")
+def test_contributings_examples_run_and_print(tmp_path):
+    """One after the other in one process, whose imports are most of the cost."""
+    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    code = "import json, sys\nfor i, block in enumerate(json.load(sys.stdin), 1): exec(compile(block, f'<example {i}>', 'exec'), {'__name__': '__main__'})"
+    done = subprocess.run([sys.executable, "-c", code], input=json.dumps(blocks), cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    printed = [line.partition(":")[0] for line in done.stdout.splitlines()]
+    assert printed == ["a metric", "a model", "an optimiser", "a layer, refused", "a layer", "a notebook"] and len(blocks) == 5
+
+
 def test_the_readme_leads_to_files_that_exist():
     targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
     assert len(targets) > 1
@@ -69,8 +80,8 @@ def test_the_readme_lists_every_notebook_with_both_badges():
 
 def test_make_targets_in_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.M)):
-        assert re.search(rf"(?m)^{target}:.*## ", makefile), f"README.md speaks of `make {target}`, which the Makefile does not have"
+    for target in set(re.findall(r"(?:^|`)make ([a-z-]+)", README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M)):
+        assert re.search(rf"(?m)^{target}:.*## ", makefile), f"README.md or CONTRIBUTING.md speaks of `make {target}`, which the Makefile does not have"
 
 
 # Links.
