@@ -20,8 +20,8 @@ from ..tools.versions import versions
 
 RECORDED = Path(__file__).parents[2] / "notebooks" / "recorded"
 PARTS = "summary", "scores", "fractions", "picked", "extremes", "agreement", "rounds"  #: the tables that a recording may have
-KEYS = "seed", "metric", "method", "judge", "end", "rank", "last_epochs", "round", "n_removed", "fraction", "instance"  #: what a row tells of
-WORDS = "metric", "method", "judge", "end"  #: those of them that are no numbers
+KEYS = "seed", "metric", "method", "judge", "end", "rank", "last_epochs", "round", "n_removed", "fraction", "learning_rate", "group", "instance"  #: what a row tells of
+WORDS = "metric", "method", "judge", "end", "group"  #: those of them that are no numbers
 
 
 def record(protocol, seeds: Iterable[int | tuple[int, list[str]]], out: str | os.PathLike, device: str = "cpu", compile: bool = True) -> None:
