@@ -221,7 +221,7 @@ class Decentralised(Protocol):
     terms: int = 3_000  #: of the series at rest
     steps: int = 200  #: of training along the way
     rates: tuple[float, ...] = (.1, .03)  #: of it
-    traced: tuple[int, ...] = (1, 50)  #: rounds before each pull-back, along the way
+    traced: int = 50  #: rounds before each pull-back, along the way
 
     @property
     def rounds(self) -> list[list[str]]:
@@ -285,7 +285,7 @@ EXPERIMENTS = {
     "autophagy_normals": (AUTOPHAGY["normals"], range(5)),
     "autophagy_digits": (AUTOPHAGY["digits"], range(5)),
     "consumption_2d": (Consumption(), range(5)),
-    "gossip": (Decentralised(), range(5)),
+    "gossip": (Decentralised(), range(3)),
     "minority_faces_early": (MINORITY["faces early"], range(5)),
     "stylegan_faces": (Pretraining(), range(1)),
     "adapters_faces": (Adaptation(), range(6)),
