@@ -121,9 +121,9 @@ def test_influence_is_the_slope_of_removal():
     gan = tiny_style_gan()
     run, metric = tiny_run(gan, epochs=1), MeanSquare(gan)
     scores, errors = gi.influence(run, metric)[:4], []
-    for fraction in (1e-4, 1e-5):
+    for fraction in (1e-3, 1e-4):
         errors.append(float((fractional_leave_one_out(run, metric, range(4), fraction) - scores).norm() / scores.norm()))
-    assert errors[1] < 1e-5 and 9 < errors[0] / errors[1] < 11  # the error of a forward difference falls like the fraction
+    assert errors[1] < 1e-4 and 9 < errors[0] / errors[1] < 11  # the error of a forward difference falls like the fraction
 
 
 @pytest.mark.parametrize("activation", [nn.SiLU, nn.LeakyReLU])

@@ -10,6 +10,17 @@ from ..tools.streams import torch_stream
 
 SMALLEST = 4  #: pixels of a side that the generator starts from and the discriminator ends with
 CAP = 4  #: no resolution has more than so many times `width` channels
+PACE = 0.05  #: at which the mapping network learns, against all else
+
+
+class Slow(nn.Linear):
+    """A linear layer that learns at `PACE` whatever the optimiser: its numbers are so much larger, and count so much less.
+
+    Source: Karras et al., CVPR 2019, appendix C (a learning rate multiplier of the mapping network, there .01).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * PACE, self.bias * PACE)
 
 
 class ModulatedConv2d(nn.Conv2d):
@@ -49,7 +60,7 @@ class Synthesis(nn.Module):
     def __init__(self, channels: list[int], latent_dim: int, activation: type[nn.Module]):
         super().__init__()
         sizes = [latent_dim] * 3
-        self.mapping = nn.Sequential(*[layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), activation())])
+        self.mapping = nn.Sequential(*[layer for a, b in zip(sizes, sizes[1:]) for layer in (Slow(a, b), activation())])
         self.start = nn.Parameter(torch.empty(channels[0], SMALLEST, SMALLEST))
         self.layers = nn.ModuleList([ModulatedConv2d(a, b, 3, latent_dim, upsample=i > 0) for i, (a, b) in enumerate(zip(channels[:1] + channels, channels))])
         self.noise = nn.Parameter(torch.zeros(len(self.layers)))
@@ -69,10 +80,10 @@ def stylegan(seed: int = 0, size: int = 32, width: int = 16, latent_dim: int = 3
              dtype: torch.dtype = torch.float32, loss: str = "non_saturating", penalty: R1 | None = R1(10.0)) -> GAN:
     """A style-based GAN of colour images (3, size, size) in [-1, 1], small enough for a CPU.
 
-    The generator maps a latent, brought to unit length per entry, through two layers to a style w; a learnt 4 × 4 start is doubled until it
+    The generator maps a latent, brought to unit length per entry, through two slow layers to a style w; a learnt 4 × 4 start is doubled until it
     has the image's size, with one modulated and demodulated 3 × 3 convolution and noise of a learnt strength (zero at first) at each.
     The discriminator halves the image by 4 × 4 convolutions and ends in two linear layers. Against the published networks there is one
-    convolution a resolution, no equalised learning rate, no style mixing, no residual connection, and no minibatch standard deviation, because
+    convolution a resolution, no equalised learning rate elsewhere, no style mixing, no residual connection, and no minibatch standard deviation, because
     it would tie an instance to its batch. Noise is drawn whenever an image is made: in a run under the step's recorded seed, by
     `gan.generate` always the same.
 
@@ -112,6 +123,8 @@ def stylegan(seed: int = 0, size: int = 32, width: int = 16, latent_dim: int = 3
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(layer.weight, generator=random)
                 nn.init.zeros_(layer.bias)
+            if isinstance(layer, Slow):
+                layer.weight.data /= PACE
     nn.init.normal_(generator.start, generator=random)
     nn.init.zeros_(generator.noise)
     for layer in (*generator.layers, generator.colours):
