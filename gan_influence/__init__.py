@@ -12,5 +12,5 @@ HOMES = {
     ".readings": ("Agreement", "Cleansing", "Rounds", "Verification", "agreement", "cleanse", "cleanse_in_rounds", "gossip_influence", "harmfulness",
                   "influence", "isolation_forest", "leave_one_out", "linear_datamodelling_score", "over_clients", "parameter_influence", "push_sum",
                   "random_scores", "retrain", "smoothness", "verify"),
-    ".studies": ("experiments", "plots", "schematic", "widgets"),
+    ".studies": ("browsers", "experiments", "plots", "schematic", "widgets"),
 }

@@ -1,5 +1,7 @@
 """Small networks for faces of 16 × 16 pixels: a GAN, and what sees attributes."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -8,15 +10,15 @@ from ..game.gan import GAN
 from ..tools.noise import dice
 
 
-def face_gan(seed: int, width: int, latent_dim: int = 16) -> GAN:
-    """A small smooth DCGAN for 16 × 16 colours with batch normalisation in both players; kernels from N(0, 0.02²), as published for DCGAN."""
+def face_gan(seed: int, width: int, latent_dim: int = 16, bend: Callable[[], nn.Module] = nn.SiLU) -> GAN:
+    """A small DCGAN for 16 × 16 colours with batch normalisation in both players; kernels from N(0, 0.02²), as published for DCGAN."""
     with dice(seed, torch.device("cpu")):
         generator = nn.Sequential(
-            nn.Unflatten(1, (latent_dim, 1, 1)), nn.ConvTranspose2d(latent_dim, 2 * width, 4, bias=False), nn.BatchNorm2d(2 * width), nn.SiLU(),
-            nn.ConvTranspose2d(2 * width, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width), nn.SiLU(),
+            nn.Unflatten(1, (latent_dim, 1, 1)), nn.ConvTranspose2d(latent_dim, 2 * width, 4, bias=False), nn.BatchNorm2d(2 * width), bend(),
+            nn.ConvTranspose2d(2 * width, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width), bend(),
             nn.ConvTranspose2d(width, 3, 4, 2, 1), nn.Tanh())
         discriminator = nn.Sequential(
-            nn.Conv2d(3, width, 4, 2, 1), nn.SiLU(), nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.SiLU(),
+            nn.Conv2d(3, width, 4, 2, 1), bend(), nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), nn.BatchNorm2d(2 * width), bend(),
             nn.Conv2d(2 * width, 1, 4), nn.Flatten())
         for layer in (*generator, *discriminator):
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
