@@ -19,7 +19,7 @@ nbformat = optional("nbformat")
 ROOT = Path(__file__).parents[1]
 
 #: Parameters with which a notebook's exercises are judged in seconds.
-SMALL = {"01": {"n": 400, "epochs": 4}, "02": {"epochs": 2}, "03": {"epochs": 4, "n": 400, "lqgan_steps": 10}}
+SMALL = {"00": {"n": 400, "epochs": 6, "checked": 4}, "01": {"n": 400, "epochs": 4}, "02": {"epochs": 2}, "03": {"epochs": 4, "n": 400, "lqgan_steps": 10}}
 
 HOLE = re.compile(r"(?m)^.*\.\.\.  # your lines?\b.*$")
 
@@ -97,9 +97,8 @@ def names(source: str) -> tuple[set[str], set[str], set[str]]:
     return bound | changes, taken, later
 
 
-def needed(cells: list) -> list[int]:
-    """The cells without which the exercises cannot be judged, by the names that they take: no figures, no long runs behind the last exercise."""
-    always = {j for i in places(cells) for j in (i, i + 1, i + 2)}
+def needed(cells: list, always: set[int]) -> list[int]:
+    """The cells without which these cannot be run, by the names that they take: no figures, no long runs behind the last of them."""
     usable = {i: names(cells[i].source) for i in range(max(always), -1, -1) if cells[i].cell_type == "code" and "google.colab" not in cells[i].source}
     kept, before = always, set()
     while kept != before:
@@ -112,30 +111,55 @@ def needed(cells: list) -> list[int]:
     return sorted(kept)
 
 
+def run(cell, space: dict) -> None:
+    exec(compile(cell if isinstance(cell, str) else cell.source, "<cell>", "exec"), space)
+
+
+def running(stem: str, cells: list, always: set[int], space: dict):
+    """Run what these cells need, with the small parameters, and them; yields the number of each cell before it is run."""
+    for i in needed(cells, always):
+        yield i
+        run(cells[i], space)
+        if "parameters" in tags(cells[i]):
+            assert SMALL.get(stem[:2], {}).keys() <= space.keys()
+            space |= SMALL.get(stem[:2], {})
+
+
 @each_book
 def test_holes_and_their_solutions(stem, monkeypatch):
     """Open, with the solution cell taken out: refused with a sentence. Filled: judged right, and left alone by the solution cell."""
     monkeypatch.chdir(ROOT / "notebooks")
-    cells, space = BOOKS[stem], {}
-    holes, judges = places(cells), [i + 2 for i in places(cells)]
-
-    def run(source: str, space: dict) -> None:
-        exec(compile(source, f"<{stem}>", "exec"), space)
-
+    cells, space, judged = BOOKS[stem], {}, set()
+    holes = places(cells)
     with torch.random.fork_rng():
-        for i in needed(cells):
-            if i - 1 in holes:
-                continue
-            run(cells[i].source, space)
-            if "parameters" in tags(cells[i]):
-                assert SMALL.get(stem[:2], {}).keys() <= space.keys()
-                space |= SMALL.get(stem[:2], {})
-            if i in holes:
+        for i in running(stem, cells, {j for i in holes for j in (i, i + 1, i + 2)}, space):
+            if i - 1 in holes:  # the hole has been run, its solution is about to be
                 with pytest.raises(AssertionError) as refused:
-                    run(cells[i + 2].source, dict(space))
-                assert str(refused.value) == message(cells[i + 2])
-                run(written(cells[i + 1]), space)
+                    run(cells[i + 1], dict(space))
+                assert str(refused.value) == message(cells[i + 1])
+                run(written(cells[i]), space)
                 filled = dict(space)
-                run(cells[i + 1].source, space)
+            if i - 2 in holes:  # the solution has been run, the judge is about to be
                 assert all(space[name] is filled[name] for name in filled), "the solution overwrites what a reader wrote"
-    assert set(judges) <= set(needed(cells))
+                judged.add(i - 2)
+    assert judged == set(holes)
+
+
+WITH_SLIDERS = [path.stem for path in sorted((ROOT / "notebooks").glob("0[0-4]_*.ipynb")) if '"widget"' in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("stem", WITH_SLIDERS)
+def test_a_slider_changes_the_figure_and_its_sentence(stem, monkeypatch):
+    monkeypatch.chdir(ROOT / "notebooks")
+    cells, space = nbformat.read(ROOT / "notebooks" / f"{stem}.ipynb", as_version=4).cells, {}
+    sliders = [i for i, cell in enumerate(cells) if "widget" in tags(cell)]
+    with torch.random.fork_rng():
+        for _ in running(stem, cells, set(sliders), space):
+            pass
+        for i in sliders:
+            chooser, picture, text = eval(cells[i].source, space).children
+            seen = set()
+            for value in (chooser.options[0], chooser.options[1], chooser.options[-1]):
+                chooser.value = value
+                seen.add((bytes(picture.value), text.value))
+            assert len(seen) == 3 == len({text for _, text in seen})
