@@ -13,7 +13,7 @@ project, author, copyright = "gan_influence", "the authors of gan_influence", "t
 release = versions.__version__
 extensions = ["myst_nb", "sphinx_exercise", "sphinx_togglebutton"]
 
-nb_execution_mode = "off"  # the outputs that the notebooks hold
+nb_execution_mode, nb_merge_streams = "off", True  # the outputs that the notebooks hold
 nb_ipywidgets_js, nb_mime_priority_overrides = {}, [("html", "application/vnd.jupyter.widget-view+json", None)]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

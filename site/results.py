@@ -66,14 +66,13 @@ def recordings() -> str:
     rows = []
     for path in sorted(RECORDED.glob("*.json")):
         name, header = path.stem, json.loads(path.read_text(encoding="utf-8"))
-        seeds, versions = header.get("seeds") or {key: one["seeds"] for key, one in header["settings"].items()}, leaves(header, "versions")
-        seconds = [one for key in ("pieces", "wall_seconds") for one in numbers(list(leaves(header, key)))]
+        seeds = {seed for named in leaves(header, "seeds") for seed in seeds_of(named)}
+        seconds = [one for key in ("pieces", "wall_seconds") for value in leaves(header, key) for one in numbers(value)]
         rows.append({
             "recording": f"`{name}`",
             "shown in": ", ".join(f"[{stem[:2]}](notebooks/{stem}.ipynb)" for stem, text in shown.items() if re.search(rf"\b{name}\b", text)) or "—",
-            "seeds": len(seeds) if isinstance(seeds, list) else ", ".join(f"{key}: {len(one)}" for key, one in seeds.items()),
+            "seeds": len(seeds),
             "hours": f"{sum(seconds) / 3600:.1f}" if seconds else "not kept",
-            "made with torch": ", ".join(sorted({one["torch"] for one in versions})) or "not kept",
             "random streams": "older" if header.get("streams", 1 if name in EXPERIMENTS else STREAMS) < STREAMS else "present",
             "made again by": f"`gan-influence record {name}`" if name in EXPERIMENTS else MADE_BY.get(name, f"what `recorded/{name}.json` names"),
         })
@@ -86,10 +85,13 @@ def leaves(header, key: str) -> Iterator:
         yield from [value] if name == key else leaves(value, key)
 
 
+def seeds_of(named: list | dict) -> list[int]:
+    """The seeds of a list, of lists by setting, or of a dict by seed."""
+    return named if isinstance(named, list) else [seed for name, one in named.items() for seed in (one if isinstance(one, list) else [int(name)])]
+
+
 def numbers(value) -> list[float]:
-    if isinstance(value, (dict, list)):
-        return [number for one in (value.values() if isinstance(value, dict) else value) for number in numbers(one)]
-    return [value]
+    return [number for one in value.values() for number in numbers(one)] if isinstance(value, dict) else [value]
 
 
 #: What stands in results.md as <<name>>.

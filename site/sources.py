@@ -42,7 +42,8 @@ def page(text: str) -> str:
         there = target and not re.match(r"\w+:|#", target) and (ROOT / target).exists() and not target.endswith((".ipynb", ".md", ".png"))
         return f"](https://github.com/{links.repository()}/blob/main/{link[1]})" if there else link[0]
 
-    return re.sub(r"\]\(([^)\s]+)\)", outside, re.sub(r"\[!\[([^\]]*)\]\([^)]*\)\](?=\()", r"[\1]", text))
+    text = re.sub(r"\[!\[([^\]]*)\]\([^)]*\)\](?=\()", r"[\1]", text)  # badges
+    return re.sub(r"\]\(([^)\s]+)\)", outside, text)
 
 
 def notebook(content: NotebookNode, name: str) -> NotebookNode:
@@ -54,6 +55,7 @@ def notebook(content: NotebookNode, name: str) -> NotebookNode:
             cell.source = equations(NOTATION.sub("The words and letters are those of the [glossary](../glossary.md).\n", page(cell.source)), name, cell.id)
         elif "google.colab" in cell.source or "widget" in tags:
             tags.append("hide-input")
+            cell.metadata["mystnb"] = {**cell.metadata.get("mystnb", {}), "code_prompt_show": f"Code {'of the control' if 'widget' in tags else 'for Colab'}"}
         cells.append(cell)
         if any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in cell.get("outputs", [])):
             cell.outputs = []
