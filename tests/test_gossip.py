@@ -14,6 +14,7 @@ from torch.nn.functional import softplus
 import gan_influence as gi
 from conftest import optional, tiny_data, tiny_gan, tiny_metric
 from gan_influence.readings import gossip as READING
+from gan_influence.studies.protocols import Decentralised
 from gan_influence.training.graphs import GRAPHS, check_graph, mixing
 
 AT_REST = READING._AtRest
@@ -223,7 +224,7 @@ def test_among_all_clients_one_round_makes_decentralised_itd_exact(options):
 def test_decentralised_itd_comes_near_the_truth_as_clients_agree():
     gaps = {}
     for rate in (0.2, 0.02):
-        run = mlp_run(GRAPHS["ring"], 30, gi.SGD(rate), sizes=(6,) * 4)
+        run = mlp_run(GRAPHS["broadcaster"], 30, gi.SGD(rate), sizes=(6,) * 4)
         metric = tiny_metric(run.dynamics.game)
         scores = gi.gossip_influence(run, metric, 30)
         truth = gi.influence(run, gi.over_clients(run, metric))
@@ -382,3 +383,14 @@ def test_a_client_that_waits_in_vain_says_for_whom(monkeypatch):
     alone.everybody = [None, None]
     with pytest.raises(TimeoutError, match="client 0 waited 0 s of round 1 for client 1"):
         alone.exchange(np.array([[0.5, 0.5], [0.0, 0.5]]), torch.ones(1, 3))
+
+
+def test_what_is_recorded_is_measured_against_a_centre(tmp_path):
+    config = Decentralised(n=24, clients=4, batch_size=3, graphs=("full", "ring"), push_sums=(1,), terms=2_500, steps=3, rates=(0.1,), traced=1)
+    gi.experiments.record(config, [0], tmp_path / "runs", compile=False)
+    gi.experiments.gather(tmp_path / "runs", tmp_path / "small")
+    rows = {(row["metric"], row["method"]): float(row["relative_error"]) for row in csv.DictReader((tmp_path / "small.csv").open())}
+    assert max(rows[metric, "full"] for metric in ("shared", "of their own")) < 1e-6 < 1e-2 < min(rows["of their own", "nobody speaks"], rows["shared", "ring"])
+    full, ring = csv.DictReader((tmp_path / "small_training.csv").open())
+    assert float(full["relative_error"]) < 1e-12 < 1e-4 < min(float(ring["relative_error"]), float(ring["disagreement"]), float(ring["central_relative_error"]))
+    assert float(full["bytes"]) == 4 * 3 * 4 * (36 + 12 + 24 + 2 + 32 + 16 + 16 + 1 + 1) * 8  # rounds · neighbours · clients · numbers
