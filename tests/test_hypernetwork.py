@@ -169,6 +169,7 @@ def test_there_an_instance_moves_the_generator_in_one_step_as_it_cannot_without(
     j = int(run.schedule.indices(run.steps - 2)[0])
     moved = gi.parameter_influence(run, j, last_steps=2)
     assert all(p.any() for name, p in moved.generator.items() if name.startswith("each")) and all(p.any() for p in moved.average.values())
+    assert gi.influence(run, metric, last_steps=1).abs().min() > 0  # the last step trains nothing: it makes the generator of all that are there
 
 
 def test_what_a_hypernetwork_cannot_make_gets_a_sentence():

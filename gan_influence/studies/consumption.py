@@ -43,7 +43,7 @@ def measure(config: Consumption, start: Start, seed: int, piece: str, compile: b
     * none: nothing is done. random drop: a share of the instances is left out of the last epochs, whichever. cleansed: the share that influence on the
       likelihood of the real validation set calls most harmful. trained on validation: the validation set is among the instances instead. fresh: a tenth of
       the instances is drawn anew from the real distribution.
-    * hypernetwork: the generator's weights are made from the data; PLE: with the autophagy penalty.
+    * hypernetwork: from then on the generator's weights are made from the data; PLE: with the autophagy penalty.
 
     Returns:
         {"summary": a row per generation and metric}, and no tensors.
@@ -86,20 +86,21 @@ def _gans(config: Consumption, start: Start, seed: int, piece: str):
 
 
 def _hypernetworks(config: Consumption, start: Start, seed: int, piece: str):
-    gan, random = plane_gan(seed), stream("self-consumption", seed)
+    gan, state = next(_gans(config, start, seed, "none"))
+    yield gan, state
+    gan.load(state)  # a hypernetwork that is untrained makes the module it was given, nearly
+    random, penalty = stream("self-consumption", seed), config.penalty if piece == "PLE" else 0.0
     hyper = Hypernetwork(gan.generator, 2, (16, 16), (16,), activation=torch.nn.Tanh, seed=seed)
-    penalty = config.penalty if piece == "PLE" else 0.0
     step, state = hypergan_step(hyper, gan.discriminator, config.learning_rate, penalty=penalty), hypergan_state(hyper, gan.discriminator)
-    for t in range(config.generations + 1):
+    for t in range(1, config.generations + 1):
         x = _next(config, start, seed, piece, t, lambda n, t=t: gan.generate(State(state.average, {}), gan.sample_latents(n, seed, 100 + t)))
-        ones = torch.ones(config.batch_size, dtype=x.dtype)
-        for _ in range(config.epochs if t else config.first_epochs):
-            for batch in torch.from_numpy(random.permutation(len(x))).split(config.batch_size):
-                drawn = torch.from_numpy(random.standard_normal((3 if penalty else 1, len(batch), 4)))
-                with torch.no_grad():
-                    state = step(state, (x[batch], drawn), ones[:len(batch)])
+        ones = torch.ones(len(x), dtype=x.dtype)
         with torch.no_grad():
-            state = step(state, (x, None), torch.ones(len(x), dtype=x.dtype))
+            for _ in range(config.epochs):
+                for batch in torch.from_numpy(random.permutation(len(x))).split(config.batch_size):
+                    drawn = torch.from_numpy(random.standard_normal((3 if penalty else 1, len(batch), gan.latent_dim)))
+                    state = step(state, (x[batch], drawn), ones[:len(batch)])
+            state = step(state, (x, None), ones)
         yield gan, State(state.average, {})
 
 

@@ -130,11 +130,11 @@ class Consumption(Protocol):
 
     data: str = "mixture"
     n: int = 500  #: instances a generation
-    first_epochs: int = 800  #: of generation 0, on real data
-    epochs: int = 100  #: of every other
+    first_epochs: int = 600  #: of generation 0, on real data
+    epochs: int = 80  #: of every other
     learning_rate: float = 0.05
     activation: str = "tanh"
-    generations: int = 6
+    generations: int = 5
     minority: float = 0.2  #: its share
     valid: int = 200  #: real instances, the same in every generation
     held_out: int = 2_000
@@ -143,7 +143,7 @@ class Consumption(Protocol):
     drop: float = 0.2  #: share of the instances that is left out
     last_epochs: int = 40  #: run again without them
     penalty: float = 0.1  #: λ of the PLE
-    variants: tuple[str, ...] = ("none", "random drop", "cleansed", "trained on validation", "fresh", "hypernetwork", "PLE")
+    variants: tuple[str, ...] = ("none", "random drop", "cleansed", "trained on validation", "fresh", "PLE", "hypernetwork")
 
     @property
     def rounds(self) -> list[list[str]]:
@@ -171,15 +171,15 @@ class Adaptation(Protocol):
     average: float = 0.98  #: the generator's moving average keeps this share of itself
     planted: float = 0.05  #: share of the training faces, of each kind
     kinds: tuple[str, ...] = ("another style", "noise", "inverted")
-    held_out: int = 400
-    latents: int = 400
+    held_out: int = 250
+    latents: int = 250
     last_epochs: int = 1
     fractions: tuple[float, ...] = (.01, .02, .05, .1, .2, .5, .7, .9)  #: removed; published from .001, which is no face here
-    full: tuple[float, ...] = (.05, .2)  #: of those, what is retrained from the start as well
+    full: tuple[float, ...] = (.1,)  #: of those, what is retrained from the start as well
     methods: tuple[str, ...] = ("exact", "released 2025, damped", "isolation forest", "random")  #: whose most harmful faces are removed
     estimators: tuple[str, ...] = ("exact", "moments constant", "released 2025", "released 2025, damped", "released 2025, AID", "AID, summed")
-    series: tuple[int, float] = (100, .01)  #: terms and rate of the last two: the published product of 1 in a tenth of the terms
-    probes: int = 40  #: left out alone, to see which estimator to trust
+    series: tuple[int, float] = (50, .02)  #: terms and rate of the last two, whose product is the published 1
+    probes: int = 32  #: left out alone, to see which estimator to trust
 
     @property
     def rounds(self) -> list[list[str]]:
@@ -266,7 +266,7 @@ MINORITY = {
 
 AUTOPHAGY = {
     "normals": Autophagy(),
-    "digits": Autophagy("digits", n=1_000, steps=400, batch_size=128, learning_rate=3e-3, ratios=(2, 5, 10),
+    "digits": Autophagy("digits", n=1_000, steps=300, batch_size=128, learning_rate=3e-3, ratios=(2, 5, 10),
                         methods=("VAE", "VAE reweighted", "hypernetwork", "PLE 1", "hypernetwork mixed")),
 }
 
