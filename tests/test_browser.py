@@ -111,10 +111,13 @@ def test_sliders_answer_to_mouse_and_keys(name, lab):
         page.get_by_text(re.compile(r"\| Idle$")).wait_for()  # what is run before the kernel is there is lost
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name=re.compile("^Run All Cells")).click()
-        for i in where:
-            output = page.locator(".jp-Notebook-cell").nth(i).locator(".jp-Cell-outputWrapper")
+        outputs = {i: page.locator(".jp-Notebook-cell").nth(i).locator(".jp-Cell-outputWrapper") for i in where}
+        errors = page.locator(".jp-OutputArea-output[data-mime-type*=error]")
+        outputs[where[-1]].locator(".noUi-handle").or_(errors).first.wait_for(timeout=400_000)
+        assert errors.count() == 0, errors.first.inner_text()
+        page.get_by_text(re.compile(r"\| Idle$")).wait_for()
+        for i, output in outputs.items():
             slider = output.locator(".widget-slider").first
-            slider.locator(".noUi-handle").first.wait_for(timeout=200_000)
             handle = slider.locator(".noUi-handle").first
             handle.scroll_into_view_if_needed()
             page.wait_for_timeout(500)  # a new layout settles
@@ -132,5 +135,4 @@ def test_sliders_answer_to_mouse_and_keys(name, lab):
             _, also = follows(page, output, by_mouse)
             page.screenshot(path=SHOTS / f"{name}-{i}-2-key.png")
             print(f"{name}, cell {i}: seconds until the picture followed {took:.2f} by mouse, {also:.2f} by key")
-        assert page.locator(".jp-OutputArea-output[data-mime-type*=error]").count() == 0
     (folder / f"{name}.ipynb").unlink()
