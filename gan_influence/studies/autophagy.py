@@ -188,7 +188,8 @@ class Autoencoder(nn.Module):
 
 def digits(config: Autophagy, start: Start, seed: int, piece: str):
     """Autoencoders of two digits of unequal numbers: the minority's share of what is generated, bounds on test images of either, and the share when
-    the hypernetwork is shown one digit only. Those with mixed data sets are trained on batches of every composition, the others on the data as they are."""
+    the hypernetwork is shown one digit only (an autoencoder is shown nothing, and differs by chance). Those with
+    mixed data sets are trained on batches of every composition, the others on the data as they are."""
     penalty = float(piece.split()[1]) if piece.startswith("PLE") else 0.0
 
     def noise(n: int) -> Tensor:
@@ -221,7 +222,7 @@ def digits(config: Autophagy, start: Start, seed: int, piece: str):
             fit(own.parameters() if one else hyper.parameters(), direct if one else indirect, config)
             with torch.no_grad():
                 made = dict(own.named_parameters()) if one else hyper(x)
-                seen = {"all": made} | ({} if one else {str(digit): hyper(rows) for digit, rows in ((MAJORITY, many), (MINORITY, few))})
+                seen = {"all": made} | {str(digit): made if one else hyper(rows) for digit, rows in ((MAJORITY, many), (MINORITY, few))}
                 for shown, weights_made in seen.items():
                     share = (start.judge(functional_call(own, weights_made, (None, noise(4_000), True))) > 0).double().mean()
                     yield {"fraction": ratio, "metric": f"minority's share, shown {shown}", "value": float(share)}
