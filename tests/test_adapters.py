@@ -1,11 +1,18 @@
 """Low-rank adapters: nothing changes before the first step, nothing else trains, and their influences are exact."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import gan_influence as gi
+from gan_influence.studies import adapted, pretrained
+from gan_influence.studies.protocols import Adaptation, Pretraining
 from gan_influence.studies.released import Question, released_2025, released_aid
+from test_faces import skipped_unless_here
 from test_stylegan import MeanSquare, through_the_unrolled_run, tiny_images, tiny_run, tiny_style_gan
 
 GANS = {"style-based": lambda: gi.models.stylegan(size=8, width=3, seed=1), "transposed convolutions": lambda: gi.models.dcgan(width=6),
@@ -99,3 +106,45 @@ class Constant(nn.Module):
 def test_what_cannot_be_adapted_is_refused(generator, discriminator, rank, sentence):
     with pytest.raises(ValueError, match=sentence):
         gi.models.adapted(gi.GAN(generator, discriminator, latent_dim=2), rank)
+
+
+def test_pretraining_leaves_the_average_and_the_discriminator():
+    skipped_unless_here()
+    config = replace(Pretraining(), n=16, epochs=1, width=2, held_out=4, latents=4)
+    (piece,), setup = config.pieces, config.prepare(0)
+    parts, weights = config.measure(setup, 0, piece, False)
+    gan = pretrained.holding(gi.models.stylegan(seed=5, width=2), weights)
+    assert {name: p.shape for name, p in gan.state().named().items()} == {name: p.shape for name, p in weights.items()}
+    assert all(torch.equal(p, weights[name]) for name, p in gan.state().named().items())
+    assert parts["summary"][0]["after"] == float(setup.judge(gan, gan.state())) != parts["summary"][0]["before"]
+
+
+def test_the_recorded_network_makes_different_faces():
+    gan = pretrained.pretrained()
+    assert gi.experiments.recorded_pieces("stylegan_faces", Pretraining()) == {(0, "weights")}
+    fake = gan.generate(gan.state(), gan.sample_latents(50, seed=0))
+    assert fake.std(0).mean() > 0.1 and gan.penalty == gi.R1(10.0)
+
+
+def test_an_adaptation_is_measured_piece_by_piece(monkeypatch):
+    skipped_unless_here()
+    monkeypatch.setattr(adapted, "face_judge", lambda style: adapted.Halved(nn.Sequential(nn.AvgPool2d(8), nn.Flatten())).eval())
+    config = replace(Adaptation(), n=40, epochs=2, batch_size=4, planted=.1, held_out=20, latents=20, fractions=(.05, .2), full=(.2,), probes=8, series=(2, .01),
+                     estimators=("exact", "released 2025, AID"))
+    found = config.prepare(0)
+    assert {kind: int((found.data.planted == kind).sum()) for kind in config.kinds} == dict.fromkeys(config.kinds, 4)
+    assert set(found.scores) == set(config.methods) and all(one.shape == (40,) and one.isfinite().all() for one in found.scores.values())
+    parts, tensors = config.measure(found, 0, "one epoch", False)
+    assert [len(parts[part]) for part in ("summary", "picked", "planted")] == [8, 4, 12] and {row["last_epochs"] for row in parts["summary"]} == {1}
+    assert all(torch.equal(tensors[f"before|{name}"], p) for name, p in found.run.final.average.items())
+    parts, _ = config.measure(found, 0, "full", False)
+    assert {(row["last_epochs"], row["n_removed"]) for row in parts["summary"]} == {(2, 8)}
+    exact, released = config.measure(found, 0, "agreement", False)[0]["agreement"]
+    assert exact["kendall_tau"] > released["kendall_tau"] and abs(exact["slope"] - 1) < abs(released["slope"] - 1)
+
+
+def test_what_is_planted_is_found_by_its_rank():
+    planted = np.array(["none", "none", "noise", "inverted", "none"])
+    found = SimpleNamespace(data=SimpleNamespace(planted=planted), scores={"best": torch.tensor([0, 1, 3, 3, 2]), "middling": torch.tensor([0, 2, 1, -1, 1])})
+    assert {(row["method"], row["judge"]): row["auc"] for row in adapted.detected(found)} == {
+        ("best", "noise"): 1.0, ("best", "inverted"): 1.0, ("middling", "noise"): 0.5, ("middling", "inverted"): 0.0}

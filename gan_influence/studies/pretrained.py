@@ -1,10 +1,7 @@
 """The style-based network that adapters sit on: how its recorded weights were made, and how they are read."""
 
-import os
-from pathlib import Path
 from typing import NamedTuple
 
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from .. import data
@@ -13,7 +10,6 @@ from ..game.penalties import R1
 from ..metrics import SlicedWasserstein
 from ..models.stylegan import stylegan
 from ..tools.devices import check_device
-from ..tools.files import write_atomically
 from ..training.making import train
 from ..training.optimizers import Adam
 from .protocols import Pretraining
@@ -24,31 +20,27 @@ BETAS = 0.0, 0.99
 
 
 class Workshop(NamedTuple):
-    """A network that is pretrained, on what, what judges it, and where its last finished round is kept."""
+    """A network that is pretrained, on what, and what judges it."""
 
     gan: GAN
     x: Tensor
     judge: SlicedWasserstein
-    kept: Path
 
 
-def prepare(config: Pretraining, seed: int, device: str = "cpu", folder: str | os.PathLike | None = None) -> Workshop:
-    """Faces in the style that is pretrained on, and a fresh network for them."""
+def prepare(config: Pretraining, seed: int, device: str = "cpu", folder=None) -> Workshop:
+    """Faces in the style that is pretrained on, and a fresh network for them; nothing is kept in a folder."""
     check_device(device)
     gan = stylegan(seed, width=config.width, penalty=R1(config.gamma)).to(device)
     parts = data.faces(config.n, config.held_out, 0, seed, style=config.style)
-    judge = SlicedWasserstein(parts.valid.to(device), gan.sample_latents(config.held_out, seed, 1), seed=seed)
-    return Workshop(gan, parts.train.to(device), judge, Path(folder or ".") / "pretrained.safetensors")
+    return Workshop(gan, parts.train.to(device), SlicedWasserstein(parts.valid.to(device), gan.sample_latents(config.held_out, seed, 1), seed=seed))
 
 
 def measure(config: Pretraining, workshop: Workshop, seed: int, piece: str, compile: bool) -> tuple[dict[str, list[dict]], dict[str, Tensor]]:
-    """One round, from where the last ended: a row with the distance to held-out faces, and the weights, of the generator its moving average."""
-    number = int(piece.removeprefix("round "))
-    gan = workshop.gan if number == 1 else holding(workshop.gan, load_file(workshop.kept))  # the networks go on, and not their average
-    run = train(gan, workshop.x, config.epochs, config.batch_size, Adam(config.learning_rate, betas=BETAS), config.order, seed + number,
+    """The training: rows with the distance to held-out faces before and after it, and the weights, of the generator its moving average."""
+    gan, judge = workshop.gan, workshop.judge
+    run = train(gan, workshop.x, config.epochs, config.batch_size, Adam(config.learning_rate, betas=BETAS), config.order, seed + 1,
                 stride=10**9, average=config.average)  # nobody traces it
-    write_atomically(workshop.kept, save(run.final.named()))
-    row = {"seed": seed, "round": number, "metric": workshop.judge.name, "value": float(workshop.judge(gan, run.final))}
+    row = {"seed": seed, "metric": judge.name, "before": float(judge(gan, run.state(0))), "after": float(judge(gan, run.final))}
     return {"summary": [row]}, run.final._replace(generator=run.final.average, average={}, generator_memory={}, discriminator_memory={}).named()
 
 
