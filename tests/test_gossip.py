@@ -341,6 +341,10 @@ def test_bad_input_gets_a_sentence():
         gi.gossip_influence(run, metric, 1, "exact")
     with pytest.raises(TypeError, match="assumes a run of gi.train_by_gossip or gi.record_by_gossip, but got Trajectory"):
         gi.gossip_influence(gi.train(tiny_gan(), x, 1, 6), metric, 1)
+    with pytest.raises(TypeError, match="many clients' states at once, of which average log-likelihood cannot .* pass gi.over_clients"):
+        gi.influence(run, metric)
+    with pytest.raises(ValueError, match="push-sum weights keep their sum for ever: use gi.gossip_influence"):
+        gi.influence(run, gi.over_clients(run, metric), method="aid")
     with pytest.raises(ValueError, match="nothing from client 1 comes to client 0"):
         gi.gossip_influence(run, metric, 1, graph=lambda n, t, seed: np.eye(n))
 

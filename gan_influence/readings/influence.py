@@ -80,6 +80,9 @@ def influence(run: Trajectory, metric: Metric | Mapping[str, Metric], last_epoch
     if method == "itd":
         scores = pull_back(run, metrics, start, compile)
     elif method == "aid":
+        if run.order == "gossip":
+            raise ValueError("AID assumes a step that forgets where it began, but push-sum weights keep their sum for ever: use "
+                             'gi.gossip_influence(run, metric, rounds, method="aid")')
         scores = implicit(run, [_gradient(run, m) for m in metrics.values()], iterations, tolerance)
     else:
         raise ValueError(f"unknown method {method!r}: choose 'itd' or 'aid'")

@@ -12,6 +12,7 @@ from ..game.gan import GAN
 from ..game.state import State
 from ..tools.memory import in_chunks_that_fit
 from ..training.dynamics import deterministic
+from ..training.gossip import WEIGHT
 from ..training.trajectory import Trajectory
 
 Metric = Callable[[GAN, State], Tensor]
@@ -68,8 +69,14 @@ def metrics_of(metric) -> dict[str, Metric]:
 
 def value(metric: Metric, gan: GAN, state: State) -> Tensor:
     """A metric at a state, of which it gets a copy: whatever it does with that, the run stays as it is. Its chunks shrink where memory runs out."""
-    with deterministic(state.tensors()[0].device):  # the same convolutions for an influence and for what it predicts
-        found = in_chunks_that_fit(metric, lambda: metric(gan, state.map(Tensor.clone)))
+    try:
+        with deterministic(state.tensors()[0].device):  # the same convolutions for an influence and for what it predicts
+            found = in_chunks_that_fit(metric, lambda: metric(gan, state.map(Tensor.clone)))
+    except AttributeError as error:
+        if gan is not None or WEIGHT not in state.generator_memory:
+            raise
+        raise TypeError(f"a run of gossip holds many clients' states at once, of which {name_of(metric)} cannot make sense ({error}): pass "
+                        "gi.over_clients(run, metric)") from error
     if not isinstance(found, Tensor) or found.is_complex():
         raise TypeError(f"a metric returns a real number as a tensor, but {name_of(metric)} returned {found!r}: compute it with "
                         "torch, or wrap it in torch.tensor where only retraining is asked for")
