@@ -21,8 +21,8 @@ CLOSING = {"Where to go from here", "Results"}  #: a last section that needs no 
 
 #: Notebooks that do not yet pass a check, by its name. Whoever mends one has to take it out: these sets only shrink.
 WAITING = {
-    "numbers": {"06", "07", "09"}, "lines": {"08", "09"}, "described": {"06", "07", "08", "09", "13"},
-    "words": {"06", "07", "08", "09", "13"}, "core": {"06"},
+    "numbers": {"07", "09"}, "lines": {"08", "09"}, "described": {"07", "08", "09", "13"},
+    "words": {"07", "08", "09", "13"},
 }
 
 
