@@ -73,7 +73,8 @@ def prepare(config: Protocol, seed: int, device: str = "cpu", folder: str | os.P
     parts = make(train=config.n, valid=config.held_out, test=config.held_out, seed=seed)
     train_x, valid_x, test_x = (part.to(device) for part in parts[:3])
     if config.data != "normal_2d":
-        classifier = models.train_classifier(valid_x, parts.labels.valid, test=(test_x, parts.labels.test), cache=folder and folder / "classifier")
+        steps = 1_500 if config.n >= 1_000 else 500  # a small GAN has a judge that costs less than it
+        classifier = models.train_classifier(valid_x, parts.labels.valid, steps=steps, test=(test_x, parts.labels.test), cache=folder and folder / "classifier")
     if folder and (folder / "trajectory.json").exists():
         run = Trajectory.load(folder, gan, train_x, SGD(config.learning_rate))
     else:
