@@ -3,7 +3,6 @@
 import csv
 import json
 from dataclasses import asdict, replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -297,7 +296,8 @@ def test_an_advantage_is_paired_by_seed_and_signed_by_the_metric(metric, sign):
 
 def test_experiments_on_images(monkeypatch):
     """One epoch of each protocol on the digits that come with scikit-learn, judged by a classifier that has hardly learned."""
-    monkeypatch.setattr(gi.models, "train_classifier", partial(gi.models.train_classifier, steps=50))
+    train = gi.models.train_classifier
+    monkeypatch.setattr(gi.models, "train_classifier", lambda *images, **options: train(*images, **options | {"steps": 50}))
     small = {"data": "digits", "n": 40, "epochs": 1, "batch_size": 20, "width": 2, "held_out": 130, "latents": 130}
     summary, scores = experiments.accuracy_experiment(Accuracy(**small, instances=3, windows=(1,)), seed=0)
     assert [row["metric"] for row in summary] == ["Fréchet distance", "log Inception score"] and len(scores) == 6
