@@ -70,6 +70,20 @@ def test_code_lines_fit_a_page(path):
     assert not {i: n for i, n in long.items() if n > 100}
 
 
+@each("cells")
+def test_no_cell_outgrows_a_screen(path):
+    assert not {i: n for i, cell in enumerate(cells(path)) if (n := len(cell.source.splitlines())) > 25}
+
+
+@each("answers")
+def test_folded_answers_open_and_close(path):
+    """With blank lines around the text, without which its formulas and words would stand there unrendered."""
+    for i, cell in enumerate(cells(path)):
+        if "details>" in cell.source or "<summary" in cell.source:
+            rest = re.sub(r"(?ms)^<details><summary>[^<\n]+</summary>\n\n(?:(?!</?details>).)+?\n\n</details>$", "", cell.source)
+            assert cell.cell_type == "markdown" and "details>" not in rest and "<summary" not in rest, f"cell {i}: {cell.source[:80]!r}"
+
+
 @each("described")
 def test_figures_are_described(path):
     """For those who do not see them (`metadata.alt`, which nbconvert puts on the image), and in the text for everybody."""
