@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 

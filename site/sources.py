@@ -25,14 +25,24 @@ EXERCISE = re.compile(r"(?m)^\*\*Exercise ([\w.]+)\*\*[ ·:.]*")
 def collect(out: Path) -> None:
     """Everything into an emptied folder, laid out as the repository is."""
     shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(ROOT / "notebooks" / "recorded", out / "notebooks" / "recorded", ignore=lambda _, names: [name for name in names if not name.endswith(".png")])
+    (out / "notebooks" / "recorded").mkdir(parents=True)
+    for picture in (ROOT / "notebooks" / "recorded").glob("*.png"):
+        shutil.copy(picture, out / "notebooks" / "recorded")
     for path in HERE.glob("*.md"):
-        text = path.read_text(encoding="utf-8")
-        (out / path.name).write_text(re.sub(r"<<([\w ]+)>>", lambda found: TABLES[found[1]](), text), encoding="utf-8")
+        text = re.sub(r"<<([\w ]+)>>", lambda found: TABLES[found[1]](), path.read_text(encoding="utf-8"))
+        (out / path.name).write_text(with_times(text), encoding="utf-8")
     for name in ("README.md", "CONTRIBUTING.md"):
         (out / name).write_text(page((ROOT / name).read_text(encoding="utf-8")), encoding="utf-8")
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         nbformat.write(notebook(nbformat.read(path, as_version=4), path.stem), out / "notebooks" / path.name)
+
+
+def with_times(text: str) -> str:
+    """Under the headings of the lecturer's page: a link to the notebook, and what the README's table says that it takes."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| [● ]*\[[^]]*\]\((notebooks/(\d\d)_[^)]*)\) \|[^|]*\| *(\d+ min \+ \d+ s) *\|", readme)
+    taken = {number: f"[The notebook]({target}): {time.replace(' + ', ' to read, ')} to run." for target, number, time in rows}
+    return re.sub(r"(?m)^### (\d\d) · .*$", lambda found: f"{found[0]}\n\n{taken.get(found[1], '')}", text)
 
 
 def page(text: str) -> str:

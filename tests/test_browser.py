@@ -11,10 +11,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-
 from browser import chromium, in_a_browser
-from conftest import optional
 from test_exercises import names
+
+from conftest import optional
 
 nbformat = optional("nbformat")
 ROOT = Path(__file__).parents[1]
@@ -46,7 +46,8 @@ def widgets_and_what_they_need(path: Path):
     return content, [i for i, cell in enumerate(content.cells) if cell.id in widgets]
 
 
-WITH_WIDGETS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb")) if '"widget"' in (text := path.read_text(encoding="utf-8")) or "jupyter.widget-view" in text}
+WITH_WIDGETS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+                if re.search(r'"widget"|jupyter\.widget-view', path.read_text(encoding="utf-8"))}
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +61,12 @@ def lab(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(home / "config"), "JUPYTER_DATA_DIR": str(home / "data"), "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
-                   "IPYTHONDIR": str(home / "ipython"), "OMP_NUM_THREADS": "1"}
+    own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(home / folder) for name, folder in own.items()}}
+    options = ["--no-browser", "--allow-root", f"--ServerApp.root_dir={home / 'notebooks'}", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}",
+               "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}"]
     with (home / "log").open("w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.root_dir={home / 'notebooks'}", "--ServerApp.ip=127.0.0.1",
-                                   f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}"], env=environment, stdout=log, stderr=log)
+        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):
@@ -82,7 +84,8 @@ def lab(tmp_path_factory):
 
 def pictures(output) -> str:
     """A fingerprint of the pictures that an output shows."""
-    return output.evaluate("""async output => (await Promise.all([...output.querySelectorAll('img')].map(async image => new Uint8Array(await (await fetch(image.src)).arrayBuffer()))))
+    return output.evaluate("""async output => (await Promise.all([...output.querySelectorAll('img')].map(
+        async image => new Uint8Array(await (await fetch(image.src)).arrayBuffer()))))
         .map(bytes => bytes.reduce((hash, byte) => (hash * 31 + byte) % 4294967291, bytes.length)).join()""")
 
 

@@ -60,7 +60,8 @@ def test_contributings_examples_run_and_print(tmp_path):
     """One after the other in one process, whose imports are most of the cost."""
     blocks = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
     code = "import json, sys\nfor i, block in enumerate(json.load(sys.stdin), 1): exec(compile(block, f'<example {i}>', 'exec'), {'__name__': '__main__'})"
-    done = subprocess.run([sys.executable, "-c", code], input=json.dumps(blocks), cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run([sys.executable, "-c", code], input=json.dumps(blocks), cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     printed = [line.partition(":")[0] for line in done.stdout.splitlines()]
     assert printed == ["a metric", "a model", "an optimiser", "a layer, refused", "a layer", "a notebook"] and len(blocks) == 5
