@@ -73,7 +73,7 @@ def ranking(x: Tensor, scores: Tensor, before: Tensor, after: Tensor, title: str
     >>> figure.get_suptitle(), [ax.get_title() for ax in figure.axes]
     ('by size', ['most harmful', 'most helpful', 'generated, before', 'without 3'])
     """
-    figure, row = axes(4, width=2.9, height=3.3)
+    figure, row = axes(4, width=2.9, height=0.6 + 2.9 * np.ceil(shown / 6) / 6)
     marked, change = np.asarray(framed, bool), _array(after) - _array(before)
     for ax, name, end in zip(row, ("most harmful", "most helpful"), (scores.argsort(descending=True)[:shown], scores.argsort()[:shown])):
         images(ax, x[end], name, np.flatnonzero(marked[end]) if len(marked) else ())
