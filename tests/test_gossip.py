@@ -232,6 +232,17 @@ def test_decentralised_itd_comes_near_the_truth_as_clients_agree():
     assert gaps[0.02][0] < 0.01 and gaps[0.02] < gaps[0.2] and gaps[0.02][1] < gaps[0.2][1]
 
 
+def test_every_client_starts_from_its_metrics_gradient_at_its_own_parameters():
+    run = mlp_run(GRAPHS["broadcaster"])
+    metric, weight = tiny_metric(run.dynamics.game), run.final.generator_memory[READING.WEIGHT]
+    found = READING._at_own_parameters(READING._gradient(run, gi.over_clients(run, metric)), run.final)
+    assert abs(weight - 1).max() > 0.1
+    for i, own in enumerate(gi.client_states(run.final)):
+        own = own.map(torch.Tensor.requires_grad_)
+        for name, slope in zip(own.generator, torch.autograd.grad(metric(run.dynamics.game, own), list(own.generator.values()))):
+            assert torch.allclose(found.generator[name][i], slope / 3, rtol=1e-10, atol=0)
+
+
 def test_influence_predicts_the_decentralised_runs_own_leave_one_out():
     run = mlp_run(GRAPHS["broadcaster"], 12, gi.SGD(0.05), sizes=(8, 8, 8), batch_size=4)
     metric = gi.over_clients(run, tiny_metric(run.dynamics.game))
