@@ -1,4 +1,4 @@
-"""Hypernetworks against what they promise: closed forms of the penalised likelihood, any order of the data, and influence that reaches the generator directly."""
+"""Hypernetworks against what they promise: closed forms of the penalised likelihood, any order of the data, influence that reaches the generator."""
 
 import math
 

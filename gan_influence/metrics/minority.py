@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..game.gan import GAN
 from ..game.state import State
-from .images import Network, _apply, _chunks, _refuse_training_mode
+from .images import Network, _chunks, _refuse_training_mode
 from .likelihood import AverageLogLikelihood
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from types import SimpleNamespace
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
@@ -31,6 +30,7 @@ def hypergan_step(hyper: Hypernetwork, discriminator: nn.Module, learning_rate: 
     Raises:
         ValueError: for a penalty without the latents to draw again.
 
+    >>> import torch
     >>> hyper, discriminator = Hypernetwork(nn.Linear(1, 2), width=2), nn.Linear(2, 1)
     >>> step, x = hypergan_step(hyper, discriminator, 0.1), torch.randn(6, 2)
     >>> state = step(hypergan_state(hyper, discriminator), (x, torch.randn(1, 6, 1)), torch.ones(6))
@@ -80,6 +80,7 @@ def hypergan_state(hyper: Hypernetwork, discriminator: nn.Module) -> State:
 def through(hyper: Hypernetwork, metric) -> Callable:
     """A metric of `gi.metrics` as such a run is asked for it: on what the generator makes that `state.average` holds.
 
+    >>> import torch
     >>> from gan_influence.metrics import AverageLogLikelihood
     >>> hyper, x = Hypernetwork(nn.Linear(1, 1), width=1), torch.zeros(3, 1)
     >>> through(hyper, AverageLogLikelihood(x, x))(None, hypergan_state(hyper, nn.Linear(1, 1))).shape

@@ -147,26 +147,29 @@ def normals(config: Autophagy, start: Start, seed: int, piece: str):
         with dice(int(random.integers(2**31)), torch.device("cpu")), torch.no_grad():
             x = Normals.of(made).sample((config.n,))[:, None]
         with dice(int(random.integers(2**31)), torch.device("cpu")):
-            def batch(x=x) -> Tensor:
-                return x[torch.randint(len(x), (config.batch_size,))]
-
-            if piece == "MLE":
-                fit(own.parameters(), lambda batch=batch: -Normals.of(dict(own.named_parameters())).log_prob(batch()[:, 0]).mean(), config)
-                made = {name: p.detach().clone() for name, p in own.named_parameters()}
-            else:
-                def loss(batch=batch) -> Tensor:
-                    rows = batch()
-                    value = -Normals.of(hyper(rows)).log_prob(rows[:, 0]).mean()
-                    return value + penalty * autophagy(hyper, lambda made: Normals.draw(made, len(rows)), rows) if penalty else value
-
-                fit(hyper.parameters(), loss, config)
-                with torch.no_grad():
-                    made = hyper(x)
+            made = _fitted(config, x, own, None if piece == "MLE" else hyper, penalty)
         with torch.no_grad():
             gap = (Normals.of(made).cdf(grid) - Normals.of(truth).cdf(grid)).abs().sum() * (grid[1] - grid[0])
             weight = made["logits"].softmax(0)[made["means"].argmax()]
         yield {"round": t, "metric": "minority's weight", "value": float(weight)}
         yield {"round": t, "metric": "Wasserstein distance", "value": float(gap)}
+
+
+def _fitted(config: Autophagy, x: Tensor, own: Normals, hyper: Hypernetwork | None, penalty: float) -> dict:
+    def batch() -> Tensor:
+        return x[torch.randint(len(x), (config.batch_size,))]
+
+    def direct() -> Tensor:
+        return -Normals.of(dict(own.named_parameters())).log_prob(batch()[:, 0]).mean()
+
+    def indirect() -> Tensor:
+        rows = batch()
+        value = -Normals.of(hyper(rows)).log_prob(rows[:, 0]).mean()
+        return value + penalty * autophagy(hyper, lambda made: Normals.draw(made, len(rows)), rows) if penalty else value
+
+    fit((hyper or own).parameters(), indirect if hyper else direct, config)
+    with torch.no_grad():
+        return hyper(x) if hyper else {name: p.detach().clone() for name, p in own.named_parameters()}
 
 
 class Autoencoder(nn.Module):
@@ -190,46 +193,47 @@ def digits(config: Autophagy, start: Start, seed: int, piece: str):
     """Autoencoders of two digits of unequal numbers: the minority's share of what is generated, bounds on test images of either, and the share when
     the hypernetwork is shown one digit only (an autoencoder is shown nothing, and differs by chance). Those with
     mixed data sets are trained on batches of every composition, the others on the data as they are."""
-    penalty = float(piece.split()[1]) if piece.startswith("PLE") else 0.0
+    for ratio, (many, few) in start.train.items():
+        for metric, value in _digits_at(config, start, seed, piece, many, few):
+            yield {"fraction": ratio, "metric": metric, "value": float(value)}
 
+
+def _digits_at(config: Autophagy, start: Start, seed: int, piece: str, many: Tensor, few: Tensor):
     def noise(n: int) -> Tensor:
         return torch.randn(n, 8, dtype=torch.float64)
 
-    for ratio, (many, few) in start.train.items():
-        x, weights = torch.cat([many, few]), torch.cat([torch.ones(len(many)), torch.full((len(few),), len(many) / len(few))]).double()
-        weights = weights / weights.mean() if piece == "VAE reweighted" else torch.ones_like(weights)
-        with dice(seed, torch.device("cpu")):
-            own = Autoencoder().double()
-            hyper = Hypernetwork(own, 196, (32, 32), (32,), rank=16, seed=seed)
+    def batch() -> Tensor:
+        if "mixed" in piece:  # data sets of every composition, so that there is something to tell apart
+            minority = torch.rand(config.batch_size) < torch.rand(1)
+            return torch.where(minority, len(many) + torch.randint(len(few), minority.shape), torch.randint(len(many), minority.shape))
+        return torch.randint(len(x), (config.batch_size,))
 
-            def batch() -> Tensor:
-                if "mixed" in piece:  # data sets of every composition, so that there is something to tell apart
-                    minority = torch.rand(config.batch_size) < torch.rand(1)
-                    return torch.where(minority, len(many) + torch.randint(len(few), minority.shape), torch.randint(len(many), minority.shape))
-                return torch.randint(len(x), (config.batch_size,))
+    def direct() -> Tensor:
+        rows = batch()
+        return (weights[rows] * own(x[rows], noise(len(rows)))).mean()
 
-            def direct() -> Tensor:
-                rows = batch()
-                return (weights[rows] * own(x[rows], noise(len(rows)))).mean()
+    def indirect() -> Tensor:
+        rows = x[batch()]
+        value = hyper.call(hyper(rows), rows, noise(len(rows))).mean()
+        again = autophagy(hyper, lambda made: hyper.call(made, None, noise(len(rows)), True), rows) if penalty else 0.0
+        return value + penalty * again
 
-            def indirect() -> Tensor:
-                rows = x[batch()]
-                value = hyper.call(hyper(rows), rows, noise(len(rows))).mean()
-                again = autophagy(hyper, lambda made: hyper.call(made, None, noise(len(rows)), True), rows) if penalty else 0.0
-                return value + penalty * again
-
-            one = piece.startswith("VAE")
-            fit(own.parameters() if one else hyper.parameters(), direct if one else indirect, config)
-            with torch.no_grad():
-                made = dict(own.named_parameters()) if one else hyper(x)
-                seen = {"all": made} | {str(digit): made if one else hyper(rows) for digit, rows in ((MAJORITY, many), (MINORITY, few))}
-                for shown, weights_made in seen.items():
-                    share = (start.judge(functional_call(own, weights_made, (None, noise(4_000), True))) > 0).double().mean()
-                    yield {"fraction": ratio, "metric": f"minority's share, shown {shown}", "value": float(share)}
-                for digit, test in start.test.items():
-                    yield {"fraction": ratio, "metric": f"bound of digit {digit}", "value": float(functional_call(own, made, (test, noise(len(test)))).mean())}
-        right = sum(float(((start.judge(test) > 0) == (digit == MINORITY)).double().sum()) for digit, test in start.test.items())
-        yield {"fraction": ratio, "metric": "judge's accuracy", "value": right / sum(map(len, start.test.values()))}
+    penalty, one = float(piece.split()[1]) if piece.startswith("PLE") else 0.0, piece.startswith("VAE")
+    x, weights = torch.cat([many, few]), torch.cat([torch.ones(len(many)), torch.full((len(few),), len(many) / len(few))]).double()
+    weights = weights / weights.mean() if piece == "VAE reweighted" else torch.ones_like(weights)
+    with dice(seed, torch.device("cpu")):
+        own = Autoencoder().double()
+        hyper = Hypernetwork(own, 196, (32, 32), (32,), rank=16, seed=seed)
+        fit((own if one else hyper).parameters(), direct if one else indirect, config)
+        with torch.no_grad():
+            for what, shown in {"all": x, str(MAJORITY): many, str(MINORITY): few}.items():
+                made = dict(own.named_parameters()) if one else hyper(shown)
+                yield f"minority's share, shown {what}", (start.judge(functional_call(own, made, (None, noise(4_000), True))) > 0).double().mean()
+            made = dict(own.named_parameters()) if one else hyper(x)
+            for digit, test in start.test.items():
+                yield f"bound of digit {digit}", functional_call(own, made, (test, noise(len(test)))).mean()
+    right = sum(((start.judge(test) > 0) == (digit == MINORITY)).double().sum() for digit, test in start.test.items())
+    yield "judge's accuracy", right / sum(map(len, start.test.values()))
 
 
 Autophagy.prepare, Autophagy.measure = prepare, measure

@@ -74,7 +74,7 @@ def _gans(config: Consumption, start: Start, seed: int, piece: str):
     z = gan.sample_latents(config.latents, seed, 2)
     metric = AverageLogLikelihood(start.valid, z, config.bandwidth)
     for t in range(config.generations + 1):
-        x = _next(config, start, seed, piece, t, lambda n, t=t: gan.generate(state, gan.sample_latents(n, seed, 100 + t)))
+        x = _next(config, start, seed, piece, t, lambda n, t=t, gan=gan, state=state: gan.generate(state, gan.sample_latents(n, seed, 100 + t)))
         run = train(gan, x, config.epochs if t else config.first_epochs, config.batch_size, SGD(config.learning_rate), config.order, 1000 * seed + t)
         state = run.final
         if t and piece in ("cleansed", "random drop"):
@@ -93,7 +93,7 @@ def _hypernetworks(config: Consumption, start: Start, seed: int, piece: str):
     hyper = Hypernetwork(gan.generator, 2, (16, 16), (16,), activation=torch.nn.Tanh, seed=seed)
     step, state = hypergan_step(hyper, gan.discriminator, config.learning_rate, penalty=penalty), hypergan_state(hyper, gan.discriminator)
     for t in range(1, config.generations + 1):
-        x = _next(config, start, seed, piece, t, lambda n, t=t: gan.generate(State(state.average, {}), gan.sample_latents(n, seed, 100 + t)))
+        x = _next(config, start, seed, piece, t, lambda n, t=t, state=state: gan.generate(State(state.average, {}), gan.sample_latents(n, seed, 100 + t)))
         ones = torch.ones(len(x), dtype=x.dtype)
         with torch.no_grad():
             for _ in range(config.epochs):
