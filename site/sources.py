@@ -57,15 +57,20 @@ def page(text: str) -> str:
 
 
 def notebook(content: NotebookNode, name: str) -> NotebookNode:
-    """A notebook as the site shows it: equations labelled, one glossary, controls and the cell for Colab folded away, exercises as directives."""
+    """A notebook as the site shows it: equations labelled, one glossary, figures described, controls and Colab's cell folded, exercises
+    as directives."""
     cells = []
     for cell in content.cells:
         tags = cell.metadata.setdefault("tags", [])
         if cell.cell_type == "markdown":
             cell.source = equations(NOTATION.sub("The words and letters are those of the [glossary](../glossary.md).\n", page(cell.source)), name, cell.id)
-        elif "google.colab" in cell.source or "widget" in tags:
-            tags.append("hide-input")
-            cell.metadata["mystnb"] = {**cell.metadata.get("mystnb", {}), "code_prompt_show": f"Code {'of the control' if 'widget' in tags else 'for Colab'}"}
+        else:
+            shown = cell.metadata.setdefault("mystnb", {})  # myst-nb's own keys
+            if "alt" in cell.metadata:
+                shown["image"] = {"alt": cell.metadata["alt"]}
+            if "google.colab" in cell.source or "widget" in tags:
+                tags.append("hide-input")
+                shown["code_prompt_show"] = f"Code {'of the control' if 'widget' in tags else 'for Colab'}"
         cells.append(cell)
         if any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in cell.get("outputs", [])):
             cell.outputs = []

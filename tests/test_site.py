@@ -1,5 +1,6 @@
 """The site: what its pages are made of; that they build without a warning; that opening one asks nobody for anything."""
 
+import html
 import importlib
 import json
 import os
@@ -45,7 +46,7 @@ def sample():
         markdown(EXERCISE, id="c03"),
         code("block = ...  # your line", id="c04", metadata={"tags": ["exercise"]}),
         code("if block is ...:\n    block = 1", id="c05", metadata={"tags": ["solution", "hide-input"], "jupyter": {"source_hidden": True}}),
-        code("assert block is not ...", id="c06"),
+        code("assert block is not ...", id="c06", metadata={"alt": "Two lines that cross."}),
         code("slider", id="c07", metadata={"tags": ["widget"]}, outputs=[nbformat.v4.new_output(
             "display_data", {"application/vnd.jupyter.widget-view+json": {"model_id": "0", "version_major": 2, "version_minor": 0}, "text/plain": "VBox()"})]),
     ]
@@ -69,6 +70,7 @@ def test_equations_words_links_and_controls_are_put_in_the_sites_form(sources):
     assert cells["c01"].metadata.tags == ["hide-input"]
     assert re.findall(r"\$\$ \((.*)\)", cells["c02"].source) == ["eq-02-c02", "eq-02-c02-2"] and "$$a=b$$ (eq-02-c03)" in cells["c03"].source
     assert "| paper |" not in cells["c02"].source and "(../glossary.md)" in cells["c02"].source
+    assert cells["c06"].metadata.mystnb == {"image": {"alt": "Two lines that cross."}}
     assert cells["c07"].outputs == [] and "live notebook" in cells["c07-live"].source
     assert sources.page("[a](Makefile), [b](notebooks/00_start_here.ipynb), [c](https://d.org)") == \
         f"[a](https://github.com/{sources.links.repository()}/blob/main/Makefile), [b](notebooks/00_start_here.ipynb), [c](https://d.org)"
@@ -127,6 +129,8 @@ def test_pages_lead_on_and_to_each_other(site):
         inside = {target for target in re.findall(r'href="([^":#?]+)[^":]*"', path.read_text(encoding="utf-8"))}
         assert [target for target in inside if not (path.parent / target).exists()] == [], f"{path.name} leads to nothing"
     assert ".ipynb" not in "".join(re.findall(r'href="(?!https)[^"]*"', pages["04_leave_one_out_2d"])), "a link to a notebook leads to its page"
+    described = [cell.metadata.get("alt") for cell in nbformat.read(NOTEBOOKS[2], as_version=4).cells if "alt" in cell.metadata]
+    assert described and set(described) <= set(re.findall(r'<img alt="(.*?)"', html.unescape(pages[NOTEBOOKS[2].stem])))
     assert 'id="equation-eq-02-c05"' in pages["02_jacobian_terms"] and '<span class="eqno">(02.1)' in pages["02_jacobian_terms"]
 
 
