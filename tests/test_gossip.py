@@ -303,7 +303,7 @@ def test_instance_weights_of_a_classifier_have_their_dense_hyper_gradient():
     def metric(_, state):
         return losses(state.generator["theta"], held_out).mean()
 
-    everything = [[(range(20), None)] * 3] * 300
+    everything = [[(range(20), None)] * 3] * 40
     run = gi.record_by_gossip(step, {"theta": torch.zeros(3, dtype=torch.float64)}, everything, shards, GRAPHS["full"])
     theta, x = gi.client_states(run.final)[0].generator["theta"], torch.cat(shards)
     hessian = torch.autograd.functional.hessian(lambda theta: losses(theta, x).mean() + decay / 2 * theta @ theta, theta)
