@@ -358,3 +358,45 @@ def test_notebook_opens_as_all_do(path):
     tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1 and tagged[0] is cells[2], "the third cell, and no other, has the parameters"
     assert re.search(rf'(?m)^out: str = "runs/{path.stem}"', tagged[0].source)
+
+
+def test_the_readme_quotes_what_is_recorded():
+    from gan_influence import experiments
+
+    def dotted(*values: float) -> list[str]:
+        return [f"{value:.2f}".removeprefix("0") for value in values]
+
+    def gains(name: str, factor: float):
+        picked = experiments.recorded(name, "picked")[0]
+        return (factor * (picked.test_after - picked.test_before)).groupby([picked.metric, picked.method]).mean()
+
+    tau = experiments.recorded("accuracy_2d")[0].groupby("last_epochs").kendall_tau
+    first, more = (experiments.recorded(name)[0] for name in ("accuracy_mnist", "accuracy_mnist_small"))
+    images = {metric: [part[(part.metric == metric) & (part.last_epochs == k)].kendall_tau.mean() for part, k in ((first, 1), (more, 5), (more, 10))]
+              for metric in first.metric.unique()}
+    published = {metric: dotted(*known["kendall_tau"]) for metric, known in experiments.PUBLISHED_ACCURACY.items()}
+    plane, small, other = gains("removal_2d", 100)["average log-likelihood"], *map(gains("removal_mnist_small", -1).get, ("Fréchet distance", "Inception score"))
+    rounds = experiments.recorded("rounds_2d")[0].assign(change=lambda rows: rows.after - rows.before)
+    rounds = rounds.pivot_table(index=["metric", "last_epochs", "judge"], columns="method", values="change")
+    sets = experiments.recorded("lds_2d")[0].query("fraction == .01 and last_epochs == 1").groupby("activation").spearman
+    board = experiments.recorded("board")[0].set_index(["setting", "method"]).tau["2d-adam"]
+    verdicts = experiments.recorded("verdicts_2d")[0]
+    right, helped = ((verdicts.trustworthy == (verdicts.test_gain > 0)).sum(), (verdicts.test_gain > 0).sum())
+    quoted = [
+        f"| {', '.join(dotted(*tau.mean()))} | {', '.join(published['average log-likelihood'])} |",
+        *(f"| {', '.join(dotted(*images[metric]))} | {', '.join(published[metric][:3])} |" for metric in images),
+        "influence / random | {} / {} | |".format(*dotted(plane["influence on average log-likelihood"], plane["random"])),
+        *("in rounds, k = {} | {} / {} |".format(k, *dotted(*100 * rounds.loc["average log-likelihood", k, "test"][["one round", "in rounds"]]))
+          for k in (1, 5)),
+        "FID falls by, influence / random | {} / {} | |".format(*dotted(small["influence on Fréchet distance"], small["random"])),
+        "falls to {} in one recorded seed at k = 20, and with ReLU networks to {} at k = 1".format(*dotted(tau.min()[20], tau.min()[1])),
+        "{} on average, {} in the worst of ten runs".format(*dotted(sets.mean()["relu"], sets.min()["relu"])),
+        "τ over 50 epochs is {},".format(*dotted(tau.mean()[50])),
+        "FID by {} also raises the Inception score by {}".format(*dotted(small["influence on Fréchet distance"], -other["influence on Fréchet distance"])),
+        "has τ {} with leave-one-out; with Adam's moments held constant {}; as the 2025 code was released {}".format(
+            *dotted(board["exact"], board["moments constant"], board["released 2025"])),
+        f"right in {right} of {len(verdicts)} recorded removals, and acting always would have been right in {helped}",
+    ]
+    assert not [text for text in quoted if text not in README]
+    assert sets.min()["tanh"] >= .999 and sets.size()["relu"] == 10
+    assert (rounds.xs("sliced Wasserstein distance", level="judge") > 0).all(axis=None) and len(rounds.xs("test", level="judge")) == 4
