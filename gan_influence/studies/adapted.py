@@ -16,14 +16,14 @@ from ..readings.cleansing import cleanse
 from ..readings.influence import harmfulness
 from ..readings.verification import verify
 from ..tools.devices import check_device
+from ..tools.noise import dice
 from ..training.making import train
 from ..training.optimizers import Adam
 from ..training.trajectory import Trajectory
-from .faces import face_classifier
 from .methods import METHODS
 from .pretrained import BETAS, pretrained
 from .protocols import AGREEMENT, Adaptation
-from .released import Question, released_aid
+from .released import Question
 
 JUDGE = 10_000  #: seed of the faces that the features are learnt from
 
@@ -50,13 +50,23 @@ class Halved(nn.Module):
 
 
 @cache
-def face_judge(style: str, n: int = 600) -> nn.Module:
-    """Sixteen features of 32 × 32 faces in a style: those of a classifier of what they wear, and of which colours they have."""
+def face_judge(style: str, n: int = 500) -> nn.Module:
+    """Sixteen features of 32 × 32 faces in a style: those from which a linear layer tells what they wear, and which colours they have."""
     known = data.faces(0, n, 0, JUDGE, 32, style=style)
     each = [labels[:, None] == torch.arange(len(values)) if name.endswith("colour") else labels[:, None] > 0
             for (name, values), labels in zip(known.attributes.items(), known.labels.valid.T)]
     present = torch.cat(each, 1).double()
-    return Halved(face_classifier(nn.functional.avg_pool2d(known.valid.double(), 2), present[:, present.std(0) > 0], JUDGE)[0]).eval()
+    present = present[:, present.std(0) > 0]
+    with dice(JUDGE, torch.device("cpu")), torch.enable_grad():
+        layers = nn.Conv2d(3, 8, 3, 2, 1), nn.SiLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.SiLU(), nn.Flatten(), nn.Linear(256, 16)
+        features, head = Halved(nn.Sequential(*layers)).double(), nn.Sequential(nn.SiLU(), nn.Linear(16, present.shape[1])).double()
+        adam = torch.optim.Adam([*features.parameters(), *head.parameters()], lr=5e-3)
+        for _ in range(300):
+            rows = torch.randint(n, (100,))
+            adam.zero_grad()
+            nn.functional.binary_cross_entropy_with_logits(head(features(known.valid[rows])), present[rows]).backward()
+            adam.step()
+    return features.requires_grad_(False).eval()
 
 
 def prepare(config: Adaptation, seed: int, device: str = "cpu", folder=None) -> Adapted:
@@ -112,10 +122,8 @@ def compared(config: Adaptation, found: Adapted, seed: int) -> list[dict]:
     checked = verify(run, metric, harmfulness(found.scores["exact"], metric), config.last_epochs, config.probes, seed=seed)
     probes, truth = (np.array([row[key] for row in checked.rows]) for key in ("instance", "leave_one_out"))
     at_random, rows = np.array([row["group"] == "random" for row in checked.rows]), []
-    series = {"released 2025, AID": False, "AID, summed": True}
     for name in config.estimators:
-        scores = released_aid(question, *config.series, summed=series[name]) if name in series else found.scores.get(name)
-        estimate = harmfulness(METHODS[name](question) if scores is None else scores, metric).numpy()[probes]
+        estimate = harmfulness(found.scores[name] if name in found.scores else METHODS[name](question), metric).numpy()[probes]
         random = agreement(estimate[at_random], truth[at_random], k=1)
         rows.append({"method": name, "kendall_tau": random.kendall_tau, "slope": random.slope, "tau_with_ends": agreement(estimate, truth, k=1).kendall_tau,
                      "noise_floor": checked.noise_floor, "tau_ceiling": checked.tau_ceiling, "trustworthy": int(checked.trustworthy)})

@@ -13,7 +13,8 @@ _PALETTE = sns.color_palette("colorblind").as_hex()
 COLORS = {"real": _PALETTE[0], "generated": _PALETTE[1], "removed": _PALETTE[3], "retrained": _PALETTE[2], "discriminator": "0.5"}
 TASKS = {"training": "0.3", "influence": _PALETTE[2], "leave_one_out": _PALETTE[3]}  #: of what costs are measured
 _METHODS = {"influence on average log-likelihood": _PALETTE[2], "influence on Fréchet distance": _PALETTE[2], "influence on Inception score": _PALETTE[4],
-            "discriminator loss": _PALETTE[1], "isolation forest": _PALETTE[0], "random": _PALETTE[7]}
+            "discriminator loss": _PALETTE[1], "isolation forest": _PALETTE[0], "random": _PALETTE[7],
+            "exact": _PALETTE[2], "released 2025, damped": _PALETTE[5]}
 
 
 def _array(values) -> np.ndarray:
