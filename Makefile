@@ -37,7 +37,7 @@ test: $(READY)  ## run all tests: unit tests, doctests, the README's example, ev
 	$(PYTEST) --doctest-modules $(NOTEBOOKS) notebooks tests gan_influence $(ARGS)
 
 test-browser: $(SITE)/.ready  ## drive the site and every widget with headless Chromium (Debian: apt install chromium), screenshots in runs/browser
-	GAN_INFLUENCE_BROWSER=all $(RUN) -m pytest tests/test_site.py tests/test_browser.py -rs $(ARGS)
+	GAN_INFLUENCE_BROWSER=all $(RUN) -m pytest tests/test_site.py tests/test_browser.py -rsP $(ARGS)
 
 quick: $(READY)  ## run what tells within a minute or two whether the engine still stands
 	$(PYTEST) -m "not gpu" --doctest-modules $(QUICK) $(ARGS)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from browser import chromium, in_a_browser
-from test_exercises import names
+from test_exercises import SMALL, names
 
 from conftest import optional
 
@@ -20,6 +20,7 @@ nbformat = optional("nbformat")
 ROOT = Path(__file__).parents[1]
 SHOTS = ROOT / "runs" / "browser"
 TOKEN = "only-for-this-test"
+PARAMETERS = {**SMALL, "04": {"n_seeds": 1}, "06": {"n_seeds": 1}}  # what a slider does is the same in seconds
 IN_MAKE_TEST = "00_start_here"  # the others take minutes, and are driven by `make test-browser`
 SETTINGS = {  # no cell without its output in the page because it is out of sight; no news from elsewhere
     "lab/user-settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"},
@@ -43,6 +44,8 @@ def widgets_and_what_they_need(path: Path):
     content.cells = [cell for i, cell in enumerate(content.cells) if i in kept]
     for cell in content.cells:
         cell.outputs, cell.execution_count = [], None
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source += "".join(f"\n{name} = {value!r}" for name, value in PARAMETERS.get(path.stem[:2], {}).items())
     return content, [i for i, cell in enumerate(content.cells) if cell.id in widgets]
 
 
