@@ -19,13 +19,9 @@ CORE = ["00", "02", "03", "04", "06"]
 DEEPER = "*Deeper: may be skipped on the core path.*"
 CLOSING = {"Where to go from here", "Results"}  #: a last section that needs no number
 
-#: Notebooks that do not yet pass a check, by its name. Whoever mends one has to take it out: these sets only shrink.
-WAITING = {}
 
-
-def each(check: str, notebooks=NOTEBOOKS):
-    return pytest.mark.parametrize("path", [pytest.param(path, id=path.stem, marks=[pytest.mark.xfail(strict=True, reason="to be mended")]
-                                                         if path.stem[:2] in WAITING.get(check, ()) else []) for path in notebooks])
+def each(notebooks=NOTEBOOKS):
+    return pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in notebooks])
 
 
 core = [path for path in NOTEBOOKS if path.stem[:2] in CORE]
@@ -50,7 +46,7 @@ def drawn(path: Path) -> list[tuple[int, object]]:
     return [(i, cell) for i, cell in enumerate(cells(path)) if any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))]
 
 
-@each("numbers")
+@each()
 def test_sections_are_numbered(path):
     section, part = 0, 0
     for level, title, _ in headings(path)[1:]:
@@ -61,18 +57,18 @@ def test_sections_are_numbered(path):
         assert level <= 3 and title.startswith(expected + " "), f"{title!r} should begin with {expected}"
 
 
-@each("lines")
+@each()
 def test_code_lines_fit_a_page(path):
     long = {i: max(map(len, cell.source.splitlines())) for i, cell in enumerate(cells(path)) if cell.cell_type == "code" and cell.source}
     assert not {i: n for i, n in long.items() if n > 100}
 
 
-@each("cells")
+@each()
 def test_no_cell_outgrows_a_screen(path):
     assert not {i: n for i, cell in enumerate(cells(path)) if (n := len(cell.source.splitlines())) > 25}
 
 
-@each("answers")
+@each()
 def test_folded_answers_open_and_close(path):
     """With blank lines around the text, without which its formulas and words would stand there unrendered."""
     for i, cell in enumerate(cells(path)):
@@ -81,7 +77,7 @@ def test_folded_answers_open_and_close(path):
             assert cell.cell_type == "markdown" and "details>" not in rest and "<summary" not in rest, f"cell {i}: {cell.source[:80]!r}"
 
 
-@each("described")
+@each()
 def test_figures_are_described(path):
     """For those who do not see them (`metadata.alt`, which nbconvert puts on the image), and in the text for everybody."""
     book = cells(path)
@@ -90,7 +86,7 @@ def test_figures_are_described(path):
         assert any(re.search(r"What to (see|read)", near.source) for near in book[i + 1:i + 5]), f"nothing says what to see in cell {i}"
 
 
-@each("opaque")
+@each()
 def test_figures_can_be_read_on_any_background(path):
     for i, cell in drawn(path):
         for output in cell.outputs:
@@ -99,7 +95,7 @@ def test_figures_can_be_read_on_any_background(path):
                 assert pixels.shape[2] == 3 or pixels[..., 3].min() == 1, f"cell {i} has a transparent figure"
 
 
-@each("words")
+@each()
 def test_prose_is_no_log_of_work(path):
     """And leaves out who is talking: what is done is done by the reader, or by nobody in particular."""
     prose = "\n".join(cell.source for cell in cells(path) if cell.cell_type == "markdown").replace("\n", " ")
@@ -118,7 +114,7 @@ def minutes(path: Path, core_only: bool = False) -> float:
     return words / 200
 
 
-@each("core", core)
+@each(core)
 def test_the_core_path_is_marked(path):
     """The first cell names the sections that belong to it, and how long they take to read; all others say that they may be skipped."""
     about, named = re.search(r"\*\*Core path\*\* \(about (\d+) minutes\): ([^;\n]*)", cells(path)[0].source).groups()
@@ -133,7 +129,7 @@ def test_the_core_path_is_marked(path):
     assert wanted <= kept and {number.split(".")[0] for number in wanted} == {number.split(".")[0] for number in kept}
 
 
-@each("readme")
+@each()
 def test_the_readme_says_how_long_it_takes(path):
     row = next(line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if f"(notebooks/{path.name})" in line)
     said = re.search(r"\| (\d+) min \+ \d+ s ", row)
@@ -141,12 +137,12 @@ def test_the_readme_says_how_long_it_takes(path):
     assert ("●" in row) == (path in core)
 
 
-@each("none but core", [path for path in NOTEBOOKS if path not in core])
+@each([path for path in NOTEBOOKS if path not in core])
 def test_only_core_notebooks_mark_what_is_deeper(path):
     assert DEEPER not in path.read_text(encoding="utf-8")
 
 
-@each("twin")
+@each()
 def test_a_slider_stands_beside_its_filmstrip(path):
     """Who reads a page without a kernel sees the figure before it, drawn by the same function, and the sentence between them."""
     book = cells(path)
