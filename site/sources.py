@@ -52,7 +52,7 @@ def page(text: str) -> str:
         there = target and not re.match(r"\w+:|#", target) and (ROOT / target).exists() and not target.endswith((".ipynb", ".md", ".png"))
         return f"](https://github.com/{links.repository()}/blob/main/{link[1]})" if there else link[0]
 
-    text = re.sub(r"\[!\[([^\]]*)\]\([^)]*\)\](?=\()", r"[\1]", text)  # badges
+    text = re.sub(r"\[!\[([^\]]*)\]\([^)]*\)\](?=\()", r"[\1]", text).replace("](site/", "](")  # badges; pages that lie elsewhere in the repository
     return re.sub(r"\]\(([^)\s]+)\)", outside, text)
 
 

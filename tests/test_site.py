@@ -72,8 +72,8 @@ def test_equations_words_links_and_controls_are_put_in_the_sites_form(sources):
     assert "| paper |" not in cells["c02"].source and "(../glossary.md)" in cells["c02"].source
     assert cells["c06"].metadata.mystnb == {"image": {"alt": "Two lines that cross."}}
     assert cells["c07"].outputs == [] and "live notebook" in cells["c07-live"].source
-    assert sources.page("[a](Makefile), [b](notebooks/00_start_here.ipynb), [c](https://d.org)") == \
-        f"[a](https://github.com/{sources.links.repository()}/blob/main/Makefile), [b](notebooks/00_start_here.ipynb), [c](https://d.org)"
+    assert sources.page("[a](Makefile), [b](notebooks/00_start_here.ipynb), [c](https://d.org), [e](site/results.md)") == \
+        f"[a](https://github.com/{sources.links.repository()}/blob/main/Makefile), [b](notebooks/00_start_here.ipynb), [c](https://d.org), [e](results.md)"
 
 
 def test_the_glossary_has_every_letter_and_name_of_the_notebooks_tables(sources):
