@@ -151,6 +151,16 @@ def test_a_noise_layers_strength_is_trained():
     assert len(set(throws)) == len(throws) > run.steps and trained(gan_of(discriminator=[nn.Tanh(), Noise()]), seed=8).batch(0).dice != run.batch(0).dice
 
 
+def test_what_is_generated_with_noise_is_the_same_at_every_call_before_a_run_too():
+    class Always(nn.Module):
+        def forward(self, x):
+            return x + torch.randn_like(x)
+
+    gan, before = gan_of(generator=[Always()]), torch.get_rng_state()
+    z = gan.sample_latents(3, seed=0)
+    assert torch.equal(gan.generate(gan.state(), z), gan.generate(gan.state(), z)) and torch.equal(before, torch.get_rng_state())
+
+
 @pytest.mark.parametrize("layers", [[nn.Linear(4, 4), nn.Tanh()], [nn.BatchNorm1d(4), nn.Tanh()]], ids=["linear", "batch norm"])
 def test_parameters_that_need_no_gradient_are_constants(layers):
     for p in layers[0].parameters():

@@ -121,7 +121,7 @@ class GAN:
     def generate(self, state: State, latents: Tensor | tuple) -> Tensor:
         """Instances (n, ...) as one would deploy them: all layers evaluate, by the moving average where `state` has one; differentiable in the state."""
         values = state.average or state.generator | state.generator_buffers
-        with dice(0 if self.apply_generator.random else None, self.device):  # noise that is drawn even then is the same at every call
+        with dice(None if self.apply_generator.random is False else 0, self.device):  # noise that is drawn even then is the same at every call
             return self.apply_generator(values, values, *columns(latents), training=False)[0]
 
     def discriminate(self, state: State, x: Tensor | tuple) -> Tensor:
@@ -167,7 +167,7 @@ def columns(x: Tensor | tuple | None) -> tuple:
     return () if x is None else tuple(x) if isinstance(x, (tuple, list)) else (x,)
 
 
-def _rebuild(kind: type[GAN], attributes: dict, random: list[bool]) -> GAN:
+def _rebuild(kind: type[GAN], attributes: dict, random: list[bool | None]) -> GAN:
     gan = object.__new__(kind)
     gan.__dict__ |= attributes
     gan.loss = named_loss(gan.loss_name) if gan.loss is None else gan.loss

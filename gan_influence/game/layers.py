@@ -23,12 +23,12 @@ class Pure:
     length of one call, which a second thread waits for. Layers with a memory write it into those slots, differentiably.
     """
 
-    def __init__(self, player: str, module: nn.Module, random: bool = False):
+    def __init__(self, player: str, module: nn.Module, random: bool | None = None):
         _refuse(player, module)
         # What a layer computed from its parameters and keeps beside them (old weight normalisation) would not be copied.
         derived = {id(value): value.detach() for sub in module.modules() for value in vars(sub).values() if isinstance(value, Tensor) and not value.is_leaf}
         self.module, self.turn = deepcopy(module, derived), threading.RLock()
-        self.random = random  #: whether it draws random numbers; `check_game` finds out
+        self.random = random  #: whether it draws random numbers; None until `check_game` finds out
         for layer in list(self.module.modules()):
             _make_pure(layer)
         self.norms, self.spectral, self.kept = [], [], []

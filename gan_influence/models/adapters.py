@@ -69,7 +69,7 @@ def adapted(gan: GAN, rank: int = 8, seed: int = 0) -> GAN:
         for name, layer in _layers(module).items():
             parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, min(rank, admitted[name]), random))
         setattr(other, player, module)
-        setattr(other, f"apply_{player}", Pure(player, module, getattr(gan, f"apply_{player}").random))
+        setattr(other, f"apply_{player}", Pure(player, module))
     return other
 
 

@@ -129,6 +129,4 @@ def stylegan(seed: int = 0, size: int = 32, width: int = 16, latent_dim: int = 3
     nn.init.zeros_(generator.noise)
     for layer in (*generator.layers, generator.colours):
         nn.init.ones_(layer.style.bias)
-    gan = GAN(generator, discriminator, latent_dim, loss, penalty=penalty)
-    gan.apply_generator.random = True  # known before a run finds out
-    return gan
+    return GAN(generator, discriminator, latent_dim, loss, penalty=penalty)

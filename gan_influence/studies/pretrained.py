@@ -51,9 +51,7 @@ def holding(gan: GAN, tensors: dict[str, Tensor]) -> GAN:
     """The same game, whose networks hold the tensors named "generator.…" and "discriminator.…"."""
     for player, module in (("generator", gan.generator), ("discriminator", gan.discriminator)):
         module.load_state_dict({name.removeprefix(f"{player}."): p for name, p in tensors.items() if name.startswith(f"{player}.")})
-    other = GAN(gan.generator, gan.discriminator, gan.latent_dim, gan.loss_name, penalty=gan.penalty)
-    other.apply_generator.random = gan.apply_generator.random
-    return other
+    return GAN(gan.generator, gan.discriminator, gan.latent_dim, gan.loss_name, penalty=gan.penalty)
 
 
 def pretrained(penalty: R1 | None = R1(10.0)) -> GAN:
