@@ -344,6 +344,9 @@ def test_recorded_tables_are_whole(name):
     assert header["seeds"] == sorted(map(int, header["pieces"])) and header["versions"]["torch"] and header["device"] and header["threads"]
     assert all(piece in protocol.pieces for pieces in header["pieces"].values() for piece in pieces)
     there = {(seed, piece) for seed, pieces in header["pieces"].items() for piece in pieces if piece not in ("fractions", "agreement")}
+    assert set(table.seed.astype(str)) == {seed for seed, _ in there} and not table.duplicated().any()
+    if name in ("adapters_faces", "gossip", "stylegan_faces"):
+        return  # their pieces are neither windows nor rankings
     told = table.last_epochs.map("k={}".format) if "last_epochs" in table else table.method
     told += table.metric.str.extract("( bandwidth .*)")[0].fillna("")
     assert set(zip(table.seed.astype(str), told)) == there

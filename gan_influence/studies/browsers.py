@@ -27,8 +27,8 @@ class Mass(NamedTuple):
 def masses(clouds: Sequence[Tensor], cells: int = 50) -> Mass:
     """Kernel density estimates of clouds of points, (n, 2) each, on a grid around the first of them.
 
-    >>> import torch
-    >>> points = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    >>> import gan_influence as gi
+    >>> points = gi.data.normal_2d(train=200, seed=0).train
     >>> mass = masses([points, points + 0.5], cells=40)
     >>> area = (mass.x[1] - mass.x[0]) * (mass.y[1] - mass.y[0])
     >>> [round(float(one.sum() * area), 1) for one in mass.densities], mass.largest > 0

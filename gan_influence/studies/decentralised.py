@@ -14,6 +14,7 @@ from ..models.lqgan import lqgan, lqgan_influence
 from ..readings.agreement import agreement
 from ..readings.gossip import gossip_influence, over_clients
 from ..readings.influence import influence
+from ..tools.noise import dice
 from ..tools.streams import stream, torch_stream
 from ..training.dynamics import Dynamics
 from ..training.gossip import record_by_gossip, train_by_gossip
@@ -80,8 +81,7 @@ def against(scores: Sequence[Tensor], truth: Tensor) -> dict[str, float]:
 
 def small_gan(seed: int) -> GAN:
     """A GAN of 163 parameters on the plane, smooth."""
-    with torch.random.fork_rng():
-        torch.manual_seed(torch_stream("fcgan", seed).initial_seed())
+    with dice(torch_stream("fcgan", seed).initial_seed(), torch.device("cpu")):
         nets = (nn.Sequential(nn.Linear(i, h), nn.Tanh(), nn.Linear(h, o)).double() for i, h, o in ((3, 12, 2), (2, 16, 1)))
         return GAN(*nets, latent_dim=3)
 
