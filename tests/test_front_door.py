@@ -378,6 +378,8 @@ def test_the_readme_quotes_what_is_recorded():
     plane, small, other = gains("removal_2d", 100)["average log-likelihood"], *map(gains("removal_mnist_small", -1).get, ("Fréchet distance", "Inception score"))
     rounds = experiments.recorded("rounds_2d")[0].assign(change=lambda rows: rows.after - rows.before)
     rounds = rounds.pivot_table(index=["metric", "last_epochs", "judge"], columns="method", values="change")
+    in_images = experiments.recorded("rounds_mnist_small")[0].query("judge == 'test'").assign(change=lambda rows: rows.after - rows.before)
+    in_images = in_images.groupby("method").change.mean()
     sets = experiments.recorded("lds_2d")[0].query("fraction == .01 and last_epochs == 1").groupby("activation").spearman
     board = experiments.recorded("board")[0].set_index(["setting", "method"]).tau["2d-adam"]
     verdicts = experiments.recorded("verdicts_2d")[0]
@@ -389,6 +391,7 @@ def test_the_readme_quotes_what_is_recorded():
         *("in rounds, k = {} | {} / {} |".format(k, *dotted(*100 * rounds.loc["average log-likelihood", k, "test"][["one round", "in rounds"]]))
           for k in (1, 5)),
         "FID falls by, influence / random | {} / {} | |".format(*dotted(small["influence on Fréchet distance"], small["random"])),
+        "in rounds, k = 1: FID falls by | {} / {} |".format(*dotted(*-in_images[["one round", "in rounds"]])),
         "falls to {} in one recorded seed at k = 20, and with ReLU networks to {} at k = 1".format(*dotted(tau.min()[20], tau.min()[1])),
         "{} on average, {} in the worst of ten runs".format(*dotted(sets.mean()["relu"], sets.min()["relu"])),
         "τ over 50 epochs is {},".format(*dotted(tau.mean()[50])),
