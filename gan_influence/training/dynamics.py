@@ -87,6 +87,15 @@ class Dynamics(Linearizable):
         """The same rules for another GAN, or for many models at once."""
         return Dynamics(gan or self.gan, self.optimizers, **self.rules(), models=models)
 
+    def double(self) -> "Dynamics":
+        """The same rules in float64, whatever the GAN's own type is."""
+        if self.gan.dtype == torch.float64:
+            return self
+        gan = self.gan.copy()
+        for network in gan.networks:
+            network.double()
+        return self.twin(gan)
+
     def rules(self) -> dict:
         """The arguments that are plain values."""
         return {name: getattr(self, name) for name in ("order", "clip_weights", "average", "average_buffers")}

@@ -121,10 +121,7 @@ class _Game:
 
     @cached_property
     def double(self) -> Dynamics:
-        gan = self.dynamics.gan.copy()
-        for network in gan.networks:
-            network.double()
-        return self.dynamics.twin(gan)
+        return self.dynamics.double()
 
 
 class _Rounds(RecordedSchedule):

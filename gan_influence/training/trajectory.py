@@ -89,12 +89,7 @@ class Trajectory:
 
     def double(self) -> Dynamics:
         """The run's dynamics in float64, whatever the run's own type is."""
-        if self.gan is None or self.gan.dtype == torch.float64:
-            return self.dynamics
-        gan = self.gan.copy()
-        for network in gan.networks:
-            network.double()
-        return self.dynamics.twin(gan)
+        return self.dynamics if self.gan is None else self.dynamics.double()
 
     @property
     def draws_within(self) -> bool:
