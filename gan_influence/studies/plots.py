@@ -25,9 +25,17 @@ def _plane(ax: Axes, title: str) -> None:
     ax.set(xlabel="first coordinate", ylabel="second coordinate", title=title, aspect="equal")
 
 
+def _legend(ax: Axes, **where) -> None:
+    """A legend whose dots can be seen, however small and faint the many of the plot are."""
+    for handle in ax.legend(frameon=False, fontsize="small", **where).legend_handles:
+        handle.set_alpha(1)
+        if hasattr(handle, "get_sizes"):
+            handle.set_sizes(np.maximum(handle.get_sizes(), 25))
+
+
 def _label(ax: Axes, loc: str = "best", **labels) -> None:
     ax.set(**labels)
-    ax.legend(frameon=False, fontsize="small", loc=loc)
+    _legend(ax, loc=loc)
 
 
 def axes(columns: int = 1, width: float = 4.6, height: float = 3.6) -> tuple[Figure, list[Axes]]:
@@ -57,7 +65,7 @@ def points(ax: Axes, title: str, **sets) -> None:
         xy, look = _array(xy), {"s": 22, "alpha": 1, "marker": "X"} if role == "removed" else {"s": 7, "alpha": 0.5, "marker": "^" if role == "generated" else "o"}
         ax.scatter(*xy.T, linewidths=0, color=COLORS[role], label=f"{role} (n={len(xy)})", **look)
     _plane(ax, title)
-    ax.legend(markerscale=2, frameon=False, fontsize="small")
+    _legend(ax, markerscale=2)
 
 
 def images(ax: Axes, batch, title: str, marked: Sequence[int] = (), columns: int = 6) -> None:
@@ -253,7 +261,7 @@ def density_change(before, after, mean, covariance, title: str) -> Figure:
         levels = sorted(ordered[np.searchsorted(ordered.cumsum() / ordered.sum(), mass)] for mass in (0.3, 0.6, 0.9))
         left.contour(*grid, values.reshape(grid[0].shape), levels=levels, colors=[COLORS[role]], linestyles=style, linewidths=1.3)
         left.plot([], [], color=COLORS[role], linestyle=style, label=label)
-    _label(left)
+    _label(left, "upper left")  # where the data, correlated, leave room
     change = (densities["after"] - densities["before"]).reshape(grid[0].shape)
     limit = np.abs(change).max()
     drawn = right.pcolormesh(*grid, change, cmap="RdBu_r", vmin=-limit, vmax=limit, shading="gouraud")
