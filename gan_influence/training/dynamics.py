@@ -243,7 +243,7 @@ class Dynamics(Linearizable):
         if event.penalty is not None:
             [(out, _, count)], _, point, weighted, *_ = judged[event.penalty]
             # With batch statistics a row's output depends on the others, of which the removed are none.
-            slope, = torch.autograd.grad(out.flatten(len(rows)), point, count if weighted else torch.ones_like(count), create_graph=True)
+            slope, = torch.autograd.grad(columns(out)[0].flatten(len(rows)), point, count if weighted else torch.ones_like(count), create_graph=True)
             slope = slope.flatten(1 + len(rows))
             slope = slope / torch.where(count == 0, 1, count)[..., None] if weighted else slope
             losses.append(count * self.gan.penalty(slope))
