@@ -31,7 +31,7 @@ class GAN:
 
     Where the data are tuples, of images and labels say, the discriminator is called with as many of a tuple's tensors as its forward
     takes, and so is the generator with tuples of latents; with a generated instance it is given the other latents (the labels) too.
-    For losses that need more (auxiliary classifiers), override `discriminator_losses` and `generator_losses`.
+    For losses that need more (auxiliary classifiers), override `discriminator_losses` and `generator_losses`; of several outputs a penalty takes the first.
 
     Raises:
         ValueError: for layers without a pure form; for players that share parameters, or are not both of float32 or both of float64.

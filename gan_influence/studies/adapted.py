@@ -20,6 +20,7 @@ from ..tools.noise import dice
 from ..training.making import train
 from ..training.optimizers import Adam
 from ..training.trajectory import Trajectory
+from .faces import taught
 from .methods import METHODS
 from .pretrained import BETAS, pretrained
 from .protocols import AGREEMENT, Adaptation
@@ -60,13 +61,7 @@ def face_judge(style: str, n: int = 500) -> nn.Module:
     with dice(JUDGE, torch.device("cpu")), torch.enable_grad():
         layers = nn.Conv2d(3, 8, 3, 2, 1), nn.SiLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.SiLU(), nn.Flatten(), nn.Linear(256, 16)
         features, head = Halved(nn.Sequential(*layers)).double(), nn.Sequential(nn.SiLU(), nn.Linear(16, present.shape[1])).double()
-        adam = torch.optim.Adam([*features.parameters(), *head.parameters()], lr=5e-3)
-        for _ in range(300):
-            rows = torch.randint(n, (100,))
-            adam.zero_grad()
-            nn.functional.binary_cross_entropy_with_logits(head(features(known.valid[rows])), present[rows]).backward()
-            adam.step()
-    return features.requires_grad_(False).eval()
+        return taught(nn.Sequential(features, head), known.valid, present, 300)[0]
 
 
 def prepare(config: Adaptation, seed: int, device: str = "cpu", folder=None) -> Adapted:

@@ -14,6 +14,7 @@ from .. import data
 from ..models import Hypernetwork, autophagy
 from ..tools.noise import dice
 from ..tools.streams import stream, torch_stream
+from .faces import taught
 from .protocols import Autophagy
 
 MAJORITY, MINORITY = 3, 6  #: digits
@@ -107,16 +108,10 @@ def prepare(config: Autophagy, seed: int, device: str = "cpu", folder=None) -> S
     small = [F.avg_pool2d(x, 2).flatten(1).double() / 2 + 0.5 for x in parts[:3]]
     of = [{digit: x[labels == digit] for digit in (MAJORITY, MINORITY)} for x, labels in zip(small, parts.labels)]
     train = {ratio: (of[0][MAJORITY][:config.n], of[0][MINORITY][:round(config.n / ratio)]) for ratio in config.ratios}
-    x, y = torch.cat([*of[1].values()]), torch.cat([torch.full((len(one),), float(digit == MINORITY)) for digit, one in of[1].items()]).double()
+    x, y = torch.cat([*of[1].values()]), torch.cat([torch.full((len(one),), float(digit == MINORITY)) for digit, one in of[1].items()]).double()[:, None]
     with dice(seed, torch.device("cpu")):
-        judge = nn.Sequential(nn.Linear(196, 32), nn.Tanh(), nn.Linear(32, 1)).double()
-        adam = torch.optim.Adam(judge.parameters(), lr=5e-3)
-        for _ in range(300):
-            rows = torch.randint(len(x), (100,))
-            adam.zero_grad()
-            F.binary_cross_entropy_with_logits(judge(x[rows])[:, 0], y[rows]).backward()
-            adam.step()
-    return Start(train, of[2], judge.requires_grad_(False))
+        judge = taught(nn.Sequential(nn.Linear(196, 32), nn.Tanh(), nn.Linear(32, 1)).double(), x, y, 300)
+    return Start(train, of[2], judge)
 
 
 def measure(config: Autophagy, start: Start, seed: int, piece: str, compile: bool) -> tuple[dict[str, list[dict]], dict]:

@@ -37,10 +37,15 @@ def face_classifier(x: Tensor, present: Tensor, seed: int) -> nn.Sequential:
     with dice(seed, torch.device("cpu")):
         layers = nn.Conv2d(3, 8, 3, 2, 1), nn.SiLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.SiLU(), nn.Flatten(), nn.Linear(256, 16), nn.Sigmoid()
         features, head = nn.Sequential(*layers).double(), nn.Linear(16, present.shape[1]).double()
-        adam = torch.optim.Adam([*features.parameters(), *head.parameters()], lr=5e-3)
-        for _ in range(400):
-            rows = torch.randint(len(present), (100,))
-            adam.zero_grad()
-            nn.functional.binary_cross_entropy_with_logits(head(features(x[rows])), present[rows]).backward()
-            adam.step()
-    return nn.Sequential(features, head).requires_grad_(False).eval()
+        return taught(nn.Sequential(features, head), x, present, 400)
+
+
+def taught(classifier: nn.Sequential, x: Tensor, present: Tensor, steps: int) -> nn.Sequential:
+    """A classifier of what is present, (n, attributes) 0 or 1, trained by Adam on batches of 100 drawn from torch's generator; then constant."""
+    adam = torch.optim.Adam(classifier.parameters(), lr=5e-3)
+    for _ in range(steps):
+        rows = torch.randint(len(present), (100,))
+        adam.zero_grad()
+        nn.functional.binary_cross_entropy_with_logits(classifier(x[rows]), present[rows]).backward()
+        adam.step()
+    return classifier.requires_grad_(False).eval()

@@ -34,7 +34,8 @@ def slider(draw: Callable[[object], Figure], values: Sequence, label: str) -> ip
     def follow(change: dict) -> None:
         image.value, text.value = shown(change["new"])
 
-    chooser = ipywidgets.SelectionSlider(options=list(values), description=label, continuous_update=False, style={"description_width": "initial"})
+    chooser = ipywidgets.SelectionSlider(options=list(values), description=label, continuous_update=False,
+                                         readout=not isinstance(next(iter(values)), str), style={"description_width": "initial"})
     image, text = ipywidgets.Image(format="png"), ipywidgets.Label()
     follow({"new": chooser.value})
     chooser.observe(follow, names="value")
