@@ -117,10 +117,10 @@ def test_what_cannot_be_adapted_is_refused(generator, discriminator, rank, sente
 
 def test_pretraining_leaves_the_average_and_the_discriminator():
     skipped_unless_here()
-    config = replace(Pretraining(), n=16, epochs=1, width=2, held_out=4, latents=4)
+    config = replace(Pretraining(), n=16, epochs=2, batch_size=8, width=3, discriminator_width=2, held_out=4, latents=4)
     (piece,), setup = config.pieces, config.prepare(0)
     parts, weights = config.measure(setup, 0, piece, False)
-    gan = pretrained.holding(gi.models.stylegan(seed=5, width=2), weights)
+    gan = pretrained.holding(pretrained.fresh(config, 5, None), weights)
     assert {name: p.shape for name, p in gan.state().named().items()} == {name: p.shape for name, p in weights.items()}
     assert all(torch.equal(p, weights[name]) for name, p in gan.state().named().items())
     assert parts["summary"][0]["after"] == float(setup.judge(gan, gan.state())) != parts["summary"][0]["before"]
