@@ -57,7 +57,7 @@ def pretrain(config: Pretraining, gan: GAN, x: Tensor) -> dict[str, Tensor]:
 
     Source of the term that seeks variety: Mao et al., CVPR 2019, equation 3.
     """
-    (G, D), half = gan.networks, config.batch_size // 2
+    G, D = gan.networks
     average = {name: p.detach().clone() for name, p in G.named_parameters()}
     players = [torch.optim.Adam(module.parameters(), config.learning_rate, BETAS) for module in (G, D)]
     falling = [torch.optim.lr_scheduler.LambdaLR(adam, lambda epoch: min(1, 2 * (1 - epoch / config.epochs))) for adam in players]
@@ -69,6 +69,7 @@ def pretrain(config: Pretraining, gan: GAN, x: Tensor) -> dict[str, Tensor]:
             players[1].zero_grad()
             (softplus(-judged).mean() + softplus(D(fake.detach())).mean() + gan.penalty(slope.flatten(1)).mean()).backward()
             players[1].step()
+            half = len(rows) // 2
             near, far = ((a[:half] - a[half:2 * half]).abs().flatten(1).mean(1) for a in (fake, z))
             players[0].zero_grad()
             (softplus(-D(fake)).mean() + config.seeking * (far / (near + 1e-3)).mean()).backward()

@@ -106,8 +106,8 @@ class Minority(Protocol):
 class Pretraining(Protocol):
     """The style-based network that adapters sit on, pretrained by an ordinary loop.
 
-    Without `seeking`, which rewards different latents for different faces, nearly all latents came to make one face after about 1 500 steps, at every
-    learning rate and gamma that was tried.
+    Without `seeking`, which rewards different latents for different faces, the spread of the faces fell to some four tenths of the data's or less
+    within 1 500 steps, and went on falling, at the learning rates and gammas that were tried.
     """
 
     data: str = "faces"

@@ -22,11 +22,6 @@ KEPT, KEPT_BYTES = 32, 64 * 2**20  #: states that are kept before every other on
 PENDING = 32 * 2**20  #: bytes of batches that wait to be recognised together
 
 
-def copied(a: Tensor) -> Tensor:
-    """What an input was; most have no graph to be cut off, and every call counts here."""
-    return (a.detach() if a.requires_grad else a).clone()
-
-
 class Recorder:
     """Watches a training loop, and makes a run of it.
 
@@ -148,10 +143,8 @@ class Recorder:
             self.problem = error
 
     def _before(self, module: nn.Module, inputs: tuple) -> None:
-        if not (self.closed or self.young):
-            return
         player = self.place.get(id(module))  # a copy of a player carries its hooks along, and has no place
-        if player is None or self.problem is not None:
+        if player is None or self.problem is not None or not (self.closed or self.young):
             return
         if not self.states:
             self.counts = tuple(map(self._count, self.optimizers))
@@ -191,7 +184,7 @@ class Recorder:
             throw = None
             self.quiet[player] += training
         if player == GENERATOR:
-            given, event = [copied(a) for a in inputs], Pass(player, training, False, throw)
+            given, event = [a.detach().clone() for a in inputs], Pass(player, training, False, throw)
             pending.made.append(output.detach())
         else:
             first, which, told = inputs[0], None, None
@@ -201,7 +194,7 @@ class Recorder:
                     break
             else:
                 told, self.told = self.told, None
-            given = [copied(a) if i or which is None else a.detach() if a.requires_grad else a for i, a in enumerate(inputs)]
+            given = [a.detach().clone() if i or which is None else a.detach() for i, a in enumerate(inputs)]
             event = Pass(player, training, first.requires_grad, throw, which, told)
             self.rough += ((which is not None, event.wants_grad),)
         event.inputs = given
