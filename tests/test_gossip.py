@@ -2,6 +2,7 @@
 
 import csv
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -389,6 +390,25 @@ def test_clients_as_processes_say_what_their_simulation_says(tmp_path, capsys):
         arguments = [([10] * i + [shards[i]] + [10] * (2 - i), *rules, "ring" if i != 1 else "no_such_graph", 2, 1, 0) for i in range(3)]
         with pytest.raises(AttributeError, match="no_such_graph"):  # at once, though two others wait for the one that fails
             gossip.play(client, one_client, arguments)
+
+
+def test_clients_as_processes_score_at_rest_as_their_simulation_does():
+    from gan_influence.batch import executors, gossip
+    from gan_influence.studies.decentralised import resting_clients, targets
+
+    def program(exchange, i):  # the client's own shard, metric and scores; travels to its worker by value
+        run, _ = resting_clients(clients=4, each=5, alone=i, exchange=exchange)
+        own, = gi.gossip_influence(run, targets(0, 4)["of their own"][i], 3, "aid", graph=GRAPHS["broadcaster"], damping=1.0, iterations=60)
+        return own, own.diagnostics._asdict()
+
+    with executors.local(2) as (client, _), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a series cut short
+        told = [own for own, _ in gossip.play(client, program, [(i,) for i in range(4)])]
+        run, _ = resting_clients(clients=4, each=5)
+        simulated = gi.gossip_influence(run, targets(0, 4)["of their own"], 3, "aid", graph=GRAPHS["broadcaster"], damping=1.0, iterations=60)
+    for (own, diagnostics), expected in zip(told, simulated):
+        assert own.abs().max() > 1e-3 and torch.allclose(own, expected, rtol=1e-12, atol=0)
+        assert diagnostics["messages"] == expected.diagnostics.messages > 0 and diagnostics["residual"] == pytest.approx(expected.diagnostics.residual)
 
 
 def test_a_client_that_waits_in_vain_says_for_whom(monkeypatch):

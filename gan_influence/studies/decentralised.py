@@ -39,10 +39,12 @@ class ToTarget:
         return ((state.generator["a"] - self.a) ** 2 + (state.generator["b"] - self.b) ** 2).sum()
 
 
-def resting_clients(seed: int = 0, clients: int = 8, each: int = 25, rate: float = 0.05, spread: float = 1.5) -> tuple[Trajectory, list[Tensor]]:
+def resting_clients(seed: int = 0, clients: int = 8, each: int = 25, rate: float = 0.05, spread: float = 1.5, alone: int | None = None,
+                    exchange=None) -> tuple[Trajectory, list[Tensor]]:
     """Clients of an LQGAN, non-saturating, at its exact optimum on all data together: a run of one full-batch step; and their shards.
 
-    Client means are spread over [−spread, spread], so that every client alone would rest elsewhere. Latents have mean 0 and variance 1 at each.
+    Client means are spread over [−spread, spread], so that every client alone would rest elsewhere. Latents have mean 0 and variance 1 at each. With `alone`
+    the run is of that client, which reaches the others through `exchange` (see `train_by_gossip`).
     """
     def normal(part: int) -> Tensor:
         return torch.from_numpy(stream("clients", seed, SHARDS + part).standard_normal((clients, each, 1)))
@@ -56,7 +58,9 @@ def resting_clients(seed: int = 0, clients: int = 8, each: int = 25, rate: float
     def step(state: State, batch: tuple, weights: Tensor) -> State:
         return dynamics.step(state, Batch(*batch, None, (rate, rate)), weights)
 
-    return record_by_gossip(step, optimum, [[(range(each), own) for own in z]], shards, GRAPHS["full"]), shards
+    here = [i for i in range(clients) if alone in (None, i)]
+    known = [shard if i in here else each for i, shard in enumerate(shards)]
+    return record_by_gossip(step, optimum, [[(range(each), z[i]) for i in here]], known, GRAPHS["full"], exchange=exchange), shards
 
 
 def targets(seed: int, clients: int) -> dict[str, list[ToTarget]]:
