@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional as F
 
 import gan_influence as gi
-from gan_influence.readings.influence import _gradient, _sweep
+from gan_influence.readings.influence import metric_gradient, _sweep
 from gan_influence.tools.versions import versions
 
 EPOCHS, WINDOW = 3, 1
@@ -80,7 +80,7 @@ def rounds(measured: dict[str, Callable], repeats: int, device: str = "cpu") -> 
 
 def ratios(repeats: int) -> dict[str, float]:
     run, metric = fcgan()
-    cotangent, start = _gradient(run, metric), run.window(WINDOW)
+    cotangent, start = metric_gradient(run, metric), run.window(WINDOW)
     singles = [[j] for j in range(200)]
     measured = {
         "reference loop": reference_epoch(run),
@@ -107,7 +107,7 @@ def ratios(repeats: int) -> dict[str, float]:
 def image_ratios(repeats: int) -> dict[str, float]:
     """Influence through DCGAN's last epoch, as a ratio to that epoch's training."""
     run, metric = dcgan()
-    cotangent, start = _gradient(run, metric), run.window(WINDOW)
+    cotangent, start = metric_gradient(run, metric), run.window(WINDOW)
     measured = {"training": lambda: run.replay(start), **{f"{m} metrics": lambda m=m: _sweep(run, [cotangent] * m, start, compile=False) for m in (1, 2, 3)}}
     found = rounds(measured, repeats)
     one = {name: statistics.median(r[name] / r["training"] for r in found) for name in measured}
@@ -124,7 +124,7 @@ def rule_ratios(repeats: int) -> dict[str, float]:
             ("Adam, batch norm", gi.Adam(1e-3), "batch", {}), ("Adam, spectral norm", gi.Adam(1e-3), "spectral", {})):
         gan, x = normed(layer), gi.data.normal_2d(4_000).train
         run = gi.train(gan, x, 2, 100, optimizer, "alternating", **options)
-        cotangent, start = _gradient(run, gi.metrics.AverageLogLikelihood(x[:500], gan.sample_latents(500, seed=1))), run.window(WINDOW)
+        cotangent, start = metric_gradient(run, gi.metrics.AverageLogLikelihood(x[:500], gan.sample_latents(500, seed=1))), run.window(WINDOW)
         found = rounds({"over": lambda: _sweep(run, [cotangent], start, compile=False), "under": lambda: run.replay(start)}, repeats)  # noqa: B023
         result[f"{name}, influence of all / its own epoch"] = statistics.median(one["over"] / one["under"] for one in found)
     return result

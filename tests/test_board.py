@@ -293,7 +293,7 @@ def test_a_method_of_ones_own(bank, tmp_path, capsys):
     of = {line.split("  ")[0]: line.split(maxsplit=1)[1] for line in seen.out.splitlines() if line.startswith(("mine", "exact"))}
     end = of["mine"].rfind("  ")
     assert of["mine"][:end] == of["exact"][:end] and of["mine"].endswith("-")  # the same scores, but never cleansed by
-    assert "1 seed(s), 20 left out" in seen.out and "--retrain" in seen.err
+    assert "1 seed, 20 left out" in seen.out and "--retrain" in seen.err
     rows = board.table(header, tensors, cleansing, board.read_scores(tmp_path / "mine.csv", header), "mine")
     assert rows[0]["tau"] == rows[1]["tau"] and rows[0]["method"] == "mine"
     assert main(["board", str(tmp_path / "mine.csv"), "--bank", str(bank), "--retrain", "--name", "my own"]) == 0
@@ -304,7 +304,7 @@ def test_a_method_of_ones_own(bank, tmp_path, capsys):
 def test_the_recorded_table_is_printed(bank, capsys):
     assert main(["board", "--bank", str(bank)]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in methods.METHODS) and "2 seed(s)" in out
+    assert all(name in out for name in methods.METHODS) and "2 seeds" in out
     with open(f"{bank}.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["method"] for row in rows] == list(methods.METHODS)

@@ -236,7 +236,7 @@ def test_decentralised_itd_comes_near_the_truth_as_clients_agree():
 def test_every_client_starts_from_its_metrics_gradient_at_its_own_parameters():
     run = mlp_run(GRAPHS["broadcaster"])
     metric, weight = tiny_metric(run.dynamics.game), run.final.generator_memory[READING.WEIGHT]
-    found = READING._at_own_parameters(READING._gradient(run, gi.over_clients(run, metric)), run.final)
+    found = READING._at_own_parameters(READING.metric_gradient(run, gi.over_clients(run, metric)), run.final)
     assert abs(weight - 1).max() > 0.1
     for i, own in enumerate(gi.client_states(run.final)):
         own = own.map(torch.Tensor.requires_grad_)

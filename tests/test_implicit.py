@@ -11,7 +11,7 @@ from torch import nn
 import gan_influence as gi
 from gan_influence.models.lqgan import Affine
 from gan_influence.models.lqgan import Quadratic as Linear
-from gan_influence.readings.influence import _gradient
+from gan_influence.readings.influence import metric_gradient
 
 IMPLICIT = sys.modules["gan_influence.readings.implicit"]
 
@@ -170,7 +170,7 @@ def test_a_direction_that_nothing_reaches_is_no_reason_to_refuse():
 def test_scores_and_diagnostics_are_those_of_the_dense_matrix(optimizer, epochs, batch_size):
     run = settled_run(optimizer, epochs, batch_size)
     matrix, moved, by_weight = dense(run)
-    g = torch.cat([p.flatten() for p in _gradient(run, Mean()).tensors()])
+    g = torch.cat([p.flatten() for p in metric_gradient(run, Mean()).tensors()])
     w, values = torch.linalg.solve(matrix.T, g), np.linalg.eigvals(matrix)
     assert values.real.min() > 1e-4
     scores = gi.influence(run, Mean(), method="aid", tolerance=1e-9)

@@ -10,7 +10,7 @@ from torch import nn
 
 import gan_influence as gi
 from conftest import tiny_data, tiny_gan, tiny_metric, tiny_run
-from gan_influence.readings.influence import _gradient
+from gan_influence.readings.influence import metric_gradient
 from gan_influence.training.trajectory import last
 
 INFLUENCE = sys.modules["gan_influence.readings.influence"]  # the name is the function's too
@@ -55,7 +55,7 @@ def test_equals_differentiation_through_the_unrolled_run(order, decay, activatio
 def test_equals_the_product_of_dense_jacobians(order):
     run = tiny_run(order, weight_decay=0.05)
     metric = tiny_metric(run.gan)
-    u = torch.cat([g.flatten() for g in _gradient(run, metric).tensors()])
+    u = torch.cat([g.flatten() for g in metric_gradient(run, metric).tensors()])
     expected = torch.zeros(run.n, dtype=torch.float64)
     sizes = [p.numel() for p in run.final.tensors()]
 
@@ -98,7 +98,7 @@ def test_error_of_a_fractional_removal_falls_like_its_square(order, loss, device
 def test_pushing_forward_and_pulling_back_are_one_linear_map(order, last_epochs, device):
     run = tiny_run(order, device=device)
     metric = tiny_metric(run.gan)
-    scores, gradient = gi.influence(run, metric, last_epochs), _gradient(run, metric).tensors()
+    scores, gradient = gi.influence(run, metric, last_epochs), metric_gradient(run, metric).tensors()
     for j in (0, 5, run.n - 1):
         pushed = gi.parameter_influence(run, j, last_epochs).tensors()
         assert float(sum((g * p).sum() for g, p in zip(gradient, pushed))) == pytest.approx(float(scores[j]), rel=1e-10)
@@ -230,7 +230,7 @@ def test_an_optimiser_with_memory_needs_nothing_else(kind, tmp_path):
     again = gi.Trajectory.load(tmp_path / "run", gan, x, optimizer=kind(0.02))
     assert all(torch.equal(p, run.final.named()[name]) for name, p in again.final.named().items())
     assert torch.equal(gi.influence(again, metric), gi.influence(run, metric)), "in whatever order a memory is named"
-    pushed = sum(float((g * p).sum()) for g, p in zip(_gradient(run, metric).generator.values(), gi.parameter_influence(run, j).generator.values()))
+    pushed = sum(float((g * p).sum()) for g, p in zip(metric_gradient(run, metric).generator.values(), gi.parameter_influence(run, j).generator.values()))
     assert pushed == pytest.approx(float(gi.influence(run, metric)[j]), rel=1e-9)
     with pytest.raises(ValueError, match=f"optimiser '{kind.name}'.*optimizer="):
         gi.Trajectory.load(tmp_path / "run", gan, x)

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 import gan_influence as gi
 from conftest import tiny_data, tiny_metric
-from gan_influence.readings.influence import _gradient
+from gan_influence.readings.influence import metric_gradient
 from gan_influence.readings.retraining import fractional_leave_one_out
 from gan_influence.training import compiled
 from gan_influence.training.plan import Judge, Make
@@ -346,7 +346,7 @@ def test_pushing_forward_gives_what_pulling_back_gives(choice):
     run, metrics, scores = made(choice)
     pushed = gi.parameter_influence(run, 5).tensors()
     for name, metric in metrics.items():
-        product = sum((g * p).sum() for g, p in zip(_gradient(run, metric).tensors(), pushed))
+        product = sum((g * p).sum() for g, p in zip(metric_gradient(run, metric).tensors(), pushed))
         assert float(product) == pytest.approx(float(scores[name][5]), rel=1e-9, abs=1e-9 * float(scores[name].abs().max()))
 
 

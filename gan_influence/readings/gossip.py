@@ -16,7 +16,7 @@ from ..training.graphs import Graph, check_graph
 from ..training.trajectory import Trajectory
 from .derivative import check_derivative
 from .implicit import DIRECTIONS, _damping, _eigenvalues
-from .influence import _gradient
+from .influence import metric_gradient
 from .judging import Metric, metrics_of, name_of
 
 DENSE = 2_000  #: numbers of a client up to which D-AID makes its derivative a matrix, where that takes fewer pull-backs than the series has terms
@@ -162,7 +162,7 @@ def gossip_influence(run: Trajectory, metric: Metric | Sequence[Metric], rounds:
     start = run.window(None, last_steps)
     apart = Trajectory(gossip.own, run.rows, run.schedule, run.stride, {t: debiased(state) for t, state in run.states.items()}, None, run.keep)
     check_derivative(apart)
-    gradient = _at_own_parameters(_gradient(run, over_clients(run, metric)), run.final)
+    gradient = _at_own_parameters(metric_gradient(run, over_clients(run, metric)), run.final)
     end = flat(debiased(run.final))[:, :_shared(gradient)].double()
     mean = voices.mean(end)
     disagreement = (end - mean).norm(dim=1) / mean.norm(dim=1)

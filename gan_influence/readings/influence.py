@@ -83,7 +83,7 @@ def influence(run: Trajectory, metric: Metric | Mapping[str, Metric], last_epoch
         if run.order == "gossip":
             raise ValueError("AID assumes a step that forgets where it began, but push-sum weights keep their sum for ever: use "
                              'gi.gossip_influence(run, metric, rounds, method="aid")')
-        scores = implicit(run, [_gradient(run, m) for m in metrics.values()], iterations, tolerance)
+        scores = implicit(run, [metric_gradient(run, m) for m in metrics.values()], iterations, tolerance)
     else:
         raise ValueError(f"unknown method {method!r}: choose 'itd' or 'aid'")
     return dict(zip(metrics, scores)) if isinstance(metric, Mapping) else scores[0]
@@ -138,7 +138,7 @@ def harmfulness(scores: Tensor, metric: Metric) -> Tensor:
     return direction(metric) * scores
 
 
-def _gradient(run: Trajectory, metric: Metric, trusted: bool = False) -> State:
+def metric_gradient(run: Trajectory, metric: Metric, trusted: bool = False) -> State:
     """The metric's gradient by the final state; a trusted metric is not asked whether it is a function of the state."""
     state = run.final.map(Tensor.requires_grad_)
     parameters = state.tensors()
@@ -175,7 +175,7 @@ def check_returns(run: Trajectory) -> None:
 
 def pull_back(run: Trajectory, metrics: Mapping[str, Metric], start: int, compile: bool = False, trusted: bool = False) -> list[Tensor]:
     """What `influence` returns of a run whose derivative has been checked, metric by metric."""
-    return _sweep(run, [_gradient(run, metric, trusted) for metric in metrics.values()], start, compile)
+    return _sweep(run, [metric_gradient(run, metric, trusted) for metric in metrics.values()], start, compile)
 
 
 def _sweep(run: Trajectory, cotangents: list[State], start: int, compile: bool) -> list[Tensor]:

@@ -15,6 +15,7 @@ from ..readings.cleansing import cleanse
 from ..readings.judging import direction, name_of, value
 from ..readings.retraining import leave_one_out, retrain
 from ..readings.sets import random_subsets
+from ..tools.checks import counted
 from ..tools.files import csv_text, read_json, write_atomically
 from ..tools.results import six_digits
 from ..tools.streams import STREAMS
@@ -185,7 +186,7 @@ def shown(rows: list[dict], header: dict) -> str:
     for setting in dict.fromkeys(row["setting"] for row in rows):
         made, block = header["settings"][setting], [row for row in rows if row["setting"] == setting]
         config = made["config"]
-        lines += ["", f"{setting}: {made['metric']}, n = {config['n']}, last {config['last_epochs']} epochs, {block[0]['seeds']} seed(s), "
+        lines += ["", f"{setting}: {made['metric']}, n = {config['n']}, last {counted(config['last_epochs'], 'epoch')}, {counted(block[0]['seeds'], 'seed')}, "
                       f"{config['instances']} left out; by chance worst and best are {min(1, ENDS / config['instances']):.2f}"]
         cells = [[row["method"], *(_cell(row, name, ".2f") for name in JUDGES), _cell(row, "gain", ".2g")] for row in block]
         cells.insert(0, ["", *JUDGES, "gain on test"])

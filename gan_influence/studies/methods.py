@@ -8,11 +8,11 @@ from torch import Tensor
 from ..game.state import State
 from ..metrics.discriminator import DiscriminatorLoss
 from ..readings import cleansing
-from ..readings.influence import harmfulness, influence
+from ..readings.influence import harmfulness, influence, metric_gradient
 from ..tools.streams import torch_stream
 from ..training.plan import DISCRIMINATOR
 from ..training.trajectory import Trajectory
-from .released import Question, gradient_of, released_2021, released_2025, released_aid, swept
+from .released import Question, released_2021, released_2025, released_aid, swept
 
 
 def exact(question: Question) -> Tensor:
@@ -29,7 +29,7 @@ def moments_constant(question: Question) -> Tensor:
         forgotten = [{name: torch.zeros_like(p) for name, p in memory.items()} for memory in before[2:4]]
         return before._replace(generator_memory=forgotten[0], discriminator_memory=forgotten[1]), row
 
-    return swept(question, gradient_of(question), pull)
+    return swept(question, metric_gradient(run, question.metric), pull)
 
 
 def discriminator_loss(question: Question) -> Tensor:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..game.gan import columns
 from ..game.state import State
-from ..readings.influence import harmfulness
-from ..readings.judging import Metric, value
+from ..readings.influence import harmfulness, metric_gradient
+from ..readings.judging import Metric
 from ..tools.noise import dice
 from ..training.plan import DISCRIMINATOR, GENERATOR, Update
 from ..training.trajectory import Trajectory
@@ -37,7 +37,7 @@ def released_2021(question: Question) -> Tensor:
 
     Source: Terashita et al., ICLR 2021, section 3, and the behaviour of their released code.
     """
-    run, gradient = _two_players(question.run), gradient_of(question)
+    run, gradient = _two_players(question.run), metric_gradient(question.run, question.metric)
 
     def pull(t: int, state: State, after: State, u: State) -> tuple[State, Tensor]:
         halves = [_pull(run, t, player, state, u, _sgd(run.batch(t).learning_rate[player])) for player in (GENERATOR, DISCRIMINATOR)]
@@ -55,7 +55,7 @@ def released_2025(question: Question, scale: float = 1.0) -> Tensor:
 
     Source: Terashita et al., TNNLS 2025, and the behaviour of their released code.
     """
-    run, gradient, share = _two_players(question.run), gradient_of(question), question.run.dynamics.average
+    run, gradient, share = _two_players(question.run), metric_gradient(question.run, question.metric), question.run.dynamics.average
     (of_generator, of_discriminator), last = run.dynamics.optimizers, run.schedule.number(run.steps - 1)[GENERATOR] + 1
 
     def pull(t: int, state: State, after: State, u: State) -> tuple[State, Tensor]:
@@ -80,7 +80,7 @@ def released_aid(question: Question, iterations: int = 1_000, rate: float = 1e-3
 
     Source: Terashita et al., TNNLS 2025, and the behaviour of their released code.
     """
-    run, gradient, final = _two_players(question.run), gradient_of(question), question.run.final
+    run, gradient, final = _two_players(question.run), metric_gradient(question.run, question.metric), question.run.final
     epoch, g, scores = range(run.schedule.epoch_starts()[-1], run.steps), _cotangent(run, gradient), torch.zeros(run.n, dtype=torch.float64)
     w = g
     for k in range(iterations):
@@ -90,12 +90,6 @@ def released_aid(question: Question, iterations: int = 1_000, rate: float = 1e-3
     for t in epoch:
         scores.index_add_(0, run.schedule.indices(t), -_pull(run, t, DISCRIMINATOR, final, w, _sgd(rate))[2].to("cpu", torch.float64))
     return harmfulness(scores, question.metric)
-
-
-def gradient_of(question: Question) -> State:
-    final = question.run.final.map(Tensor.requires_grad_)
-    found = value(question.metric, question.run.gan, final)
-    return final.rebuild(torch.autograd.grad(found, final.tensors(), allow_unused=True, materialize_grads=True))
 
 
 def swept(question: Question, u: State, pull: Callable[[int, State, State, State], tuple[State, Tensor]]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What several rooms ask of an argument."""
+"""What several rooms ask of an argument, and how they count."""
 
 from numbers import Integral
 
@@ -15,3 +15,11 @@ def whole(name: str, value, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name} is a whole number, {least} or more, but got {value!r}")
     return int(value)
+
+
+def counted(n: int, noun: str) -> str:
+    """
+    >>> counted(1, "epoch"), counted(2, "epoch")
+    ('1 epoch', '2 epochs')
+    """
+    return f"{n} {noun}{'s' * (n != 1)}"

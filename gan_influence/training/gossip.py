@@ -169,7 +169,7 @@ def train_by_gossip(gan: GAN, shards: Sequence, graph: Graph, steps: int, batch_
     >>> import gan_influence as gi
     >>> shards = gi.data.normal_2d(train=40, seed=0).train.split(10)
     >>> gi.train_by_gossip(gi.models.fcgan(), shards, gi.graphs.ring, steps=2, batch_size=5, seed=0)
-    Trajectory(2 steps = 1 epochs of batch 20, n=40, gossip, a state every step, 0.5 MiB)
+    Trajectory(2 steps = 1 epoch of batch 20, n=40, gossip, a state every step, 0.5 MiB)
     """
     sizes, here = _sizes(shards, exchange)
     check_graph(graph, len(sizes), seed)

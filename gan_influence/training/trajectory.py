@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..game.gan import GAN, columns
 from ..game.state import State
-from ..tools.checks import whole
+from ..tools.checks import counted, whole
 from ..tools.progress import progress
 from .conditions import refuse_other_modes, try_networks
 from .dynamics import Dynamics, deterministic
@@ -56,7 +56,7 @@ class Trajectory:
         return Trajectory, (self.dynamics, self.rows, self.schedule, self.stride, self.states, self.rates, self.keep)
 
     def __repr__(self) -> str:
-        return (f"Trajectory({self.steps} steps = {len(self.schedule.epoch_starts())} epochs of batch {self.schedule.batch_size}, "
+        return (f"Trajectory({counted(self.steps, 'step')} = {counted(len(self.schedule.epoch_starts()), 'epoch')} of batch {self.schedule.batch_size}, "
                 f"n={self.n}, {self.order}, a state every {'step' if self.stride == 1 else f'{self.stride} steps'}, {self.nbytes / 2**20:.1f} MiB)")
 
     @property
@@ -364,7 +364,7 @@ class Trajectory:
         >>> import gan_influence as gi
         >>> x, indices = gi.data.normal_2d(train=6).train, [[0, 1, 2], [3, 4, 5]]
         >>> Trajectory.from_recording(gi.models.fcgan(), x, indices, torch.zeros(2, 3, 10), gi.SGD(0.1), verify=False)
-        Trajectory(2 steps = 1 epochs of batch 3, n=6, alternating, a state every step, 0.1 MiB)
+        Trajectory(2 steps = 1 epoch of batch 3, n=6, alternating, a state every step, 0.1 MiB)
         """
         if verify and final is None:
             raise ValueError("a recording is believed when its replay ends where the loop ended, but no final was given: pass final=(generator.state_dict(), "

@@ -12,6 +12,7 @@ from ..game.losses import LOSSES, Loss, named_loss
 from ..game.penalties import R1, GradientPenalty
 from ..game.state import State
 from ..game.trial import returns_probabilities
+from ..tools.checks import counted
 from .conditions import refuse_other_modes, try_networks
 from .dynamics import Dynamics
 from .known import NotUnderstood, Pass, Seen, Step, fingerprint
@@ -385,7 +386,7 @@ def _what(run: Trajectory) -> str:
 
 def _report(run: Trajectory, seen, worst: float) -> str:
     names = {True: "averaged as well", False: "copied", None: "left as they are"}
-    lines = [f"{run.steps} steps, {len(run.schedule.epoch_starts())} epochs, up to {run.schedule.batch_size} instances a step. {_what(run)}"]
+    lines = [f"{counted(run.steps, 'step')}, {counted(len(run.schedule.epoch_starts()), 'epoch')}, up to {run.schedule.batch_size} instances a step. {_what(run)}"]
     if run.dynamics.average is not None and run.gan.apply_generator.kept:
         lines.append(f"The average's buffers are {names[run.dynamics.average_buffers]}.")
     if seen.known.twins:
