@@ -258,6 +258,7 @@ REMOVAL = {
 
 ROUNDS = {
     "paper": InRounds(),
+    "to the end": InRounds(windows=(1,), bandwidths=(1.0,), most=40),
     "quick": InRounds(n=5_000, learning_rate=1e-2, held_out=2_000, latents=2_000),
     "mnist small": InRounds("mnist", n=10_000, epochs=30, learning_rate=2e-3, width=8, latents=2_000, fractions=(.01, .05, .1, .2, .3, .5, .7), windows=(1,)),
 }
@@ -282,6 +283,7 @@ EXPERIMENTS = {
     "rounds_2d": (ROUNDS["paper"], range(15)),
     "accuracy_2d_every": (ACCURACY["every"], range(3)),
     "removal_mnist_small": (REMOVAL["mnist small"], range(10)),
+    "rounds_2d_to_the_end": (ROUNDS["to the end"], range(15)),
     "rounds_mnist_small": (ROUNDS["mnist small"], range(8)),
     "accuracy_mnist_small": (ACCURACY["mnist small"], range(2)),
     "minority_2d": (MINORITY["2d"], range(6)),
