@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional as F
 
 import gan_influence as gi
-from gan_influence.readings.influence import metric_gradient, _sweep
+from gan_influence.readings.influence import _sweep, metric_gradient
 from gan_influence.tools.versions import versions
 
 EPOCHS, WINDOW = 3, 1

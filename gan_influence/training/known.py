@@ -1,5 +1,6 @@
 """What a recorder saw, and which rows of the training set a batch is, by content."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,8 @@ from ..tools.streams import torch_stream
 from .plan import GENERATOR
 from .rows import Rows
 
-TOGETHER = 64  #: batches that are looked up at once
+TOGETHER = 64  #: batches that are looked up at once, and laid side by side
+SHELF = 2**20  #: bytes that may lie side by side
 
 
 class NotUnderstood(ValueError):
@@ -49,9 +51,27 @@ class Step:
         return first, first + len(self.rows[k][0])
 
 
-def fingerprint(gradient: Tensor | None) -> Tensor | float:
+def fingerprint(gradient: Tensor | None, shelf: "Shelf | None" = None) -> Tensor | float:
     """The norm of the gradient by a player's first parameter: cheap enough for every update of every loop."""
-    return 0.0 if gradient is None else torch.linalg.vector_norm(gradient)
+    return 0.0 if gradient is None else torch.linalg.vector_norm(gradient, out=None if shelf is None else shelf.place("mark", gradient, ()))
+
+
+class Shelf:
+    """Places for what is kept of every step, side by side: copies one by one would lie between what the loop takes and frees, and slow it down."""
+
+    def __init__(self):
+        self.free: dict[tuple, list[Tensor]] = {}
+
+    def place(self, kind: str, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """One of that shape, unwritten; those of a kind are let go together."""
+        key = kind, shape, like.dtype, like.device
+        if not (free := self.free.get(key)):
+            many = max(1, min(TOGETHER, SHELF // max(1, like.element_size() * math.prod(shape))))
+            free = self.free[key] = list(like.new_empty((many, *shape)).unbind())
+        return free.pop()
+
+    def copy(self, kind: str, a: Tensor) -> Tensor:
+        return self.place(kind, a, a.shape).copy_(a.detach() if a.requires_grad else a)
 
 
 class Known:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..game.gan import GAN
 from ..game.state import State
 from ..tools.noise import generator_state
-from .known import Known, NotUnderstood, Pass, Seen, Step, fingerprint
+from .known import Known, NotUnderstood, Pass, Seen, Shelf, Step, fingerprint
 from .optimizers import both_players
 from .plan import DISCRIMINATOR, GENERATOR, PLAYERS
 from .rows import Rows
@@ -67,7 +67,7 @@ class Recorder:
         self.parameters = [self._trained(player) for player in (GENERATOR, DISCRIMINATOR)]
         self.layers = [list(module.modules()) for module in self.players]
         self.copies, self.modes = [None, None], [None, None]
-        self.known = Known(self.rows)
+        self.known, self.shelf, self.alive = Known(self.rows), Shelf(), []
         self.stride, self.thin = stride or 1, stride is None
         self.states: dict[int, State] = {}
         self.steps, self.pending, self.told, self.bytes = [], Step(), None, 0
@@ -151,7 +151,7 @@ class Recorder:
             self._keep(0)
         elif self.closed:
             self.steps.append(self.pending)
-            self.pending, self.closed, self.rough = Step(), False, ()
+            self.pending, self.closed, self.rough, self.alive = Step(), False, (), []
             if self.bytes > PENDING:
                 self._recognise(self.steps[:-1])
                 self.bytes = 0
@@ -184,22 +184,23 @@ class Recorder:
             throw = None
             self.quiet[player] += training
         if player == GENERATOR:
-            given, event = [a.detach().clone() for a in inputs], Pass(player, training, False, throw)
-            pending.made.append(output.detach())
+            given, event = [self.shelf.copy("latents", a) for a in inputs], Pass(player, training, False, throw)
+            pending.made.append(self.shelf.copy("made", output))
+            self.alive.append(output.detach())  # known by its address while the step lasts
         else:
             first, which, told = inputs[0], None, None
-            for i in range(len(pending.made) - 1, -1, -1):
-                if pending.made[i].data_ptr() == first.data_ptr() and pending.made[i].numel() == first.numel():
+            for i in range(len(self.alive) - 1, -1, -1):
+                if self.alive[i].data_ptr() == first.data_ptr() and self.alive[i].numel() == first.numel():
                     which = i
                     break
             else:
                 told, self.told = self.told, None
-            given = [a.detach().clone() if i or which is None else a.detach() for i, a in enumerate(inputs)]
+            given = [self.shelf.copy("judged", a) if i or which is None else None for i, a in enumerate(inputs)]
             event = Pass(player, training, first.requires_grad, throw, which, told)
             self.rough += ((which is not None, event.wants_grad),)
         event.inputs = given
         pending.events.append(event)
-        self.bytes += 2 * given[0].nbytes
+        self.bytes += 2 * inputs[0].nbytes
 
     def _update(self, optimizer, *_) -> None:
         if self.problem is not None:
@@ -213,7 +214,7 @@ class Recorder:
             self.captured[rough] += 1
             self.compared.add(len(self.steps))
             whole = {name: p.grad.detach().clone() for name, p in self.parameters[player].items() if p.grad is not None}
-        pending.events.append(Seen(player, optimizer.param_groups[0]["lr"], fingerprint(self.heads[player].grad), whole))
+        pending.events.append(Seen(player, optimizer.param_groups[0]["lr"], fingerprint(self.heads[player].grad, self.shelf), whole))
         pending.updates += 1
         self.closed = self.closed or player != self.first
 
