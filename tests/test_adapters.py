@@ -6,14 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from test_faces import skipped_unless_here
+from test_stylegan import MeanSquare, through_the_unrolled_run, tiny_images, tiny_run, tiny_style_gan
 from torch import nn
 
 import gan_influence as gi
 from gan_influence.studies import adapted, pretrained
 from gan_influence.studies.protocols import Adaptation, Pretraining
 from gan_influence.studies.released import Question, released_2025, released_aid
-from test_faces import skipped_unless_here
-from test_stylegan import MeanSquare, through_the_unrolled_run, tiny_images, tiny_run, tiny_style_gan
+
 
 def noisy_gan() -> gi.GAN:
     """A style-based GAN, float32, whose noise has some strength."""

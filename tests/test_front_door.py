@@ -375,7 +375,8 @@ def test_the_readme_quotes_what_is_recorded():
     images = {metric: [part[(part.metric == metric) & (part.last_epochs == k)].kendall_tau.mean() for part, k in ((first, 1), (more, 5), (more, 10))]
               for metric in first.metric.unique()}
     published = {metric: dotted(*known["kendall_tau"]) for metric, known in experiments.PUBLISHED_ACCURACY.items()}
-    plane, small, other = gains("removal_2d", 100)["average log-likelihood"], *map(gains("removal_mnist_small", -1).get, ("Fréchet distance", "Inception score"))
+    plane = gains("removal_2d", 100)["average log-likelihood"]
+    small, other = map(gains("removal_mnist_small", -1).get, ("Fréchet distance", "Inception score"))
     rounds = experiments.recorded("rounds_2d")[0].assign(change=lambda rows: rows.after - rows.before)
     rounds = rounds.pivot_table(index=["metric", "last_epochs", "judge"], columns="method", values="change")
     in_images = experiments.recorded("rounds_mnist_small")[0].query("judge == 'test'").assign(change=lambda rows: rows.after - rows.before)

@@ -99,7 +99,8 @@ def test_figures_can_be_read_on_any_background(path):
 def test_prose_is_no_log_of_work(path):
     """And leaves out who is talking: what is done is done by the reader, or by nobody in particular."""
     prose = "\n".join(cell.source for cell in cells(path) if cell.cell_type == "markdown").replace("\n", " ")
-    for word in (r"\b[Ww]e\b", r"\b[Oo]urs?\b", r"\bTODO\b", r"\b0 of \d+", r"\bit turned out\b", r"\bpreviously\b", r"\bamazing", r"\bstate[- ]of[- ]the[- ]art\b"):
+    for word in (r"\b[Ww]e\b", r"\b[Oo]urs?\b", r"\bTODO\b", r"\b0 of \d+", r"\bit turned out\b", r"\bpreviously\b",
+                 r"\bamazing", r"\bstate[- ]of[- ]the[- ]art\b"):
         assert not (found := re.search(word, prose)), f"…{prose[max(0, found.start() - 40):found.end() + 40]}…"
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..game.gan import GAN
-from ..game.state import State, unstack
+from ..game.state import State
 from ..training.gossip import WEIGHT, Exchange, Gossip, client_states, debiased, everybody_here
 from ..training.graphs import Graph, check_graph
 from ..training.trajectory import Trajectory

@@ -82,7 +82,7 @@ def measure(config: Adaptation, found: Adapted, seed: int, piece: str, compile: 
 
     Returns:
         {"summary": a row per method and number removed, (before, after) on validation and test data; "picked": those best on validation data;
-        "planted": a row per method and kind}, or {"agreement": a row per estimator, with the verdict on the exact one}; and the generators' averages before and after.
+        "planted": a row per method and kind}, or {"agreement": a row per estimator, with the verdict on the exact one}; generators' averages before and after.
     """
     run, key = found.run, {"seed": seed}
     if piece == AGREEMENT:

@@ -20,7 +20,7 @@ from ..tools.versions import versions
 
 RECORDED = Path(__file__).parents[2] / "notebooks" / "recorded"
 PARTS = "summary", "scores", "fractions", "picked", "extremes", "agreement", "rounds"  #: the tables that a recording may have
-KEYS = "seed", "metric", "method", "judge", "end", "rank", "last_epochs", "round", "n_removed", "fraction", "learning_rate", "group", "instance"  #: what a row tells of
+KEYS = "seed", "metric", "method", "judge", "end", "rank", "last_epochs", "round", "n_removed", "fraction", "learning_rate", "group", "instance"  #: of a row
 WORDS = "metric", "method", "judge", "end", "group"  #: those of them that are no numbers
 
 

@@ -16,7 +16,7 @@ _SYMBOLS = {"forward": (r"$\partial_w\,\partial_D L_D$", r"$\partial_D\,\partial
             "back": (r"$\Delta V_j$", r"$u_D$", r"$u_G$")}
 _OTHERS = {("D", "D"): r"$\partial_D\,\partial_D L_D$", ("G", "G"): r"$\partial_G\,\partial_G L_G$", ("G", "D"): r"$\partial_G\,\partial_D L_D$"}
 _SIMULTANEOUS = ((r"$I-\eta_G J_{GG}$", r"$-\eta_G J_{GD}$", "$0$"), (r"$-\eta_D J_{DG}$", r"$I-\eta_D J_{DD}$", r"$-\eta_D\,\beta_j$"))
-_ALTERNATING = (("$I-\\eta_G J'_{GG}$\n$+\\,\\eta_G\\eta_D\\,J'_{GD}\\,J_{DG}$", "$-\\eta_G J'_{GD}$\n$\\times\\,(I-\\eta_D J_{DD})$", r"$+\,\eta_G\eta_D\,J'_{GD}\,\beta_j$"),
+_ALTERNATING = (("$I-\\eta_G J'_{GG}$\n$+\\,\\eta_G\\eta_D\\,J'_{GD}\\,J_{DG}$", "$-\\eta_G J'_{GD}$\n$\\times\\,(I-\\eta_D J_{DD})$", r"$+\,\eta_G\eta_D\,J'_{GD}\,\beta_j$"),  # noqa: E501
                 _SIMULTANEOUS[1])
 
 
@@ -33,7 +33,8 @@ def influence_path(symbols: bool = True, blocks: bool = False) -> Figure:
     labels = _SYMBOLS if symbols else _WORDS
     for i, (start, end) in enumerate(zip("xDG", "DGV")):
         door = (start, end) == ("D", "G")
-        _arrow(ax, _AT[start] + 0.22, _AT[end] - 0.22, 0.1, labels["forward"][i], -0.25, color=COLORS["removed"] if door else "black", linewidth=3 if door else 1.8)
+        _arrow(ax, _AT[start] + 0.22, _AT[end] - 0.22, 0.1, labels["forward"][i], -0.25, color=COLORS["removed"] if door else "black",
+               linewidth=3 if door else 1.8)
         _arrow(ax, _AT[end] - 0.22, _AT[start] + 0.22, -0.1, labels["back"][i], -0.25, color="black", linewidth=1.5, linestyle=(0, (4, 2)))
     for (start, end), label in _OTHERS.items() if blocks else ():
         _other(ax, start, end, label)
@@ -84,5 +85,6 @@ def _other(ax: Axes, start: str, end: str, label: str) -> None:
         ax.add_patch(FancyArrowPatch((at - 0.12, 0.21), (at + 0.12, 0.21), connectionstyle="arc3,rad=-1.3", arrowstyle="-|>", mutation_scale=10, color="0.45"))
         ax.text(at, 0.46, label, ha="center", va="bottom", fontsize=9.5, color="0.3")
     else:
-        ax.add_patch(FancyArrowPatch((_AT[start], -0.21), (_AT[end], -0.21), connectionstyle="arc3,rad=-0.45", arrowstyle="-|>", mutation_scale=10, color="0.45"))
+        ax.add_patch(FancyArrowPatch((_AT[start], -0.21), (_AT[end], -0.21), connectionstyle="arc3,rad=-0.45", arrowstyle="-|>", mutation_scale=10,
+                                     color="0.45"))
         ax.text((_AT[start] + _AT[end]) / 2, -0.7, label, ha="center", va="top", fontsize=9.5, color="0.3")

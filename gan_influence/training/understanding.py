@@ -386,7 +386,8 @@ def _what(run: Trajectory) -> str:
 
 def _report(run: Trajectory, seen, worst: float) -> str:
     names = {True: "averaged as well", False: "copied", None: "left as they are"}
-    lines = [f"{counted(run.steps, 'step')}, {counted(len(run.schedule.epoch_starts()), 'epoch')}, up to {run.schedule.batch_size} instances a step. {_what(run)}"]
+    lines = [f"{counted(run.steps, 'step')}, {counted(len(run.schedule.epoch_starts()), 'epoch')}, "
+             f"up to {run.schedule.batch_size} instances a step. {_what(run)}"]
     if run.dynamics.average is not None and run.gan.apply_generator.kept:
         lines.append(f"The average's buffers are {names[run.dynamics.average_buffers]}.")
     if seen.known.twins:
