@@ -140,7 +140,7 @@ def test_holes_and_their_solutions(stem, monkeypatch):
     cells, space, judged = BOOKS[stem], {}, set()
     holes = places(cells)
     with torch.random.fork_rng():
-        for i in running(stem, cells, {j for i in holes for j in (i, i + 1, i + 2)}, space):
+        for i in running(stem, cells, {j for i in holes for j in (i, i + 1, i + 2)}, space):  # noqa: B020
             if i - 1 in holes:  # the hole has been run, its solution is about to be
                 with pytest.raises(AssertionError) as refused:
                     run(cells[i + 1], dict(space))

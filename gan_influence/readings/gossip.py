@@ -102,7 +102,7 @@ class _Voices:
 
     def mean(self, values: Tensor) -> Tensor:
         held = torch.cat([values, values.new_ones(len(values), 1)], dim=1)
-        for self.t in range(self.t + 1, self.t + 1 + self.rounds):
+        for self.t in range(self.t + 1, self.t + 1 + self.rounds):  # noqa: B020
             p = self.graph(self.clients, self.t - 1, self.seed)
             sent = (p > 0).sum(0) - 1  # what stays at home is no message
             self.messages += sent

@@ -61,7 +61,8 @@ def filmstrip(panel: Callable[[Axes, object], None], values: Sequence, width: fl
 
 def points(ax: Axes, title: str, **sets) -> None:
     """Scatter 2D point sets by their role: `points(ax, "…", real=x, generated=fake, removed=worst)`."""
-    for role, xy in ((role, _array(xy)) for role, xy in sets.items()):
+    for role, xy in sets.items():
+        xy = _array(xy)
         look = {"s": 22, "alpha": 1, "marker": "X"} if role == "removed" else {"s": 7, "alpha": 0.5, "marker": "^" if role == "generated" else "o"}
         ax.scatter(*xy.T, linewidths=0, color=COLORS[role], label=f"{role} (n={len(xy)})", **look)
     _plane(ax, title)
