@@ -84,7 +84,7 @@ def ratios(repeats: int) -> dict[str, float]:
     singles = [[j] for j in range(200)]
     measured = {
         "reference loop": reference_epoch(run),
-        "training, recorded": lambda: train(run.gan, run.x),
+        "training of 10 epochs / 10": lambda: train(run.gan, run.x, 10),
         "influence of all": lambda: _sweep(run, [cotangent], start, compile=False),
         "influence of all, two metrics": lambda: _sweep(run, [cotangent] * 2, start, compile=False),
         "influence of all, compiled": lambda: _sweep(run, [cotangent], start, compile=True),
@@ -95,7 +95,8 @@ def ratios(repeats: int) -> dict[str, float]:
     for name, function in measured.items():
         if "compiled" in name:
             function()  # compile outside the measurement
-    found = [{name: value / (200 if "/ 200" in name else 1) for name, value in one.items()} for one in rounds(measured, repeats)]
+    shares = {name: int(name.split(" / ")[1].split(",")[0]) if " / " in name else 1 for name in measured}
+    found = [{name: value / shares[name] for name, value in one.items()} for one in rounds(measured, repeats)]
     result = {}
     for name in measured:
         base = "one sequential replay" if "/ 200" in name else "reference loop"

@@ -94,7 +94,7 @@ def test_no_file_holds_two_ideas():
     assert not {module: n for module, path in FILES.items() if (n := len(path.read_text().splitlines())) > 420}
 
 
-@pytest.mark.parametrize("rooms, size", [(ENGINE, 7_330), (("training",), 3_000), (("studies", "batch", "cli"), 4_390)],
+@pytest.mark.parametrize("rooms, size", [(ENGINE, 7_440), (("training",), 3_010), (("studies", "batch", "cli"), 4_390)],
                          ids=["engine", "training", "around it"])
 def test_rooms_stay_small(rooms, size):
     assert lines(*rooms) <= size

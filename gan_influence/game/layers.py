@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from .group_norm import GroupNorm
+
 BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
 OLD_SPECTRAL_NORM = torch.nn.utils.spectral_norm.__globals__["SpectralNorm"]
 OLD_WEIGHT_NORM = torch.nn.utils.weight_norm.__globals__["WeightNorm"]
@@ -223,6 +225,8 @@ def _make_pure(layer: nn.Module) -> None:
     """Give a layer of a private copy its pure form, in place."""
     if type(layer) in BATCH_NORMS:
         layer.__class__ = _BatchNorm
+    if type(layer) is nn.GroupNorm:
+        layer.__class__ = GroupNorm
     for chain in getattr(layer, "parametrizations", {}).values():
         for i, one in enumerate(chain):
             if isinstance(one, parametrizations._WeightNorm):

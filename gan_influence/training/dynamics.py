@@ -137,12 +137,14 @@ class Dynamics(Linearizable):
             x, z, own_z = (tuple(a.expand(len(weights), *a.shape) for a in part) for part in (x, z, own_z))
         rows = (slice(None),) if self.models else ()
         now, memory, buffers = list(state[:2]), list(state[2:4]), list(state[4:6])
-        alias, average, number = [_leaves(own) for own in now], state.average, list(batch.number)
+        alias, average, number = [None, None], state.average, list(batch.number)
         fakes, judged, throws, updates = [], [], iter(batch.dice), [0, 0]
         penalised = {event.penalty for event in plan if type(event) is Update}
 
         def run(player: int, training: bool, *inputs, weights: Tensor | None = None):
             throw = next(throws, None) if self.networks[player].random else None
+            if alias[player] is None:
+                alias[player] = _leaves(now[player])
             out, later = self._apply(player, alias[player], now[player], buffers[player], inputs, training, weights, throw)
             if training:
                 buffers[player] = later if differentiable else {name: buffer.detach() for name, buffer in later.items()}
@@ -173,7 +175,7 @@ class Dynamics(Linearizable):
                 now[player] = {name: p.clamp(-self.clip_weights, self.clip_weights) for name, p in now[player].items()}
             if player == GENERATOR and self.average is not None:
                 average = self._averaged(average, now[player], buffers[player])
-            alias = [_leaves(own) for own in now]
+            alias = [None, None]  # of the other player, too: its next pass may depend on its parameters through this update
         return State(*now, *memory, *buffers, average)
 
     @cached_property

@@ -98,6 +98,12 @@ class SGD(Optimizer):
             raise ValueError("Nesterov's momentum takes a momentum and no dampening, as in torch.optim.SGD")
         self.kinds = ("momentum_buffer",) if momentum else ()
 
+    def update(self, parameters: Tensors, gradients: Tensors, memory: Tensors, learning_rate, number=0) -> tuple[Tensors, Tensors]:
+        if self.kinds or self.weight_decay:
+            return super().update(parameters, gradients, memory, learning_rate, number)
+        moved = torch._foreach_add([parameters[name] for name in gradients], torch._foreach_mul(list(gradients.values()), -learning_rate))
+        return parameters | dict(zip(gradients, moved)), memory
+
     def one(self, p: Tensor, g: Tensor, own: list[Tensor], rate, number, floor) -> tuple[Tensor, ...]:
         g = g + self.weight_decay * p if self.weight_decay else g
         if self.momentum:
