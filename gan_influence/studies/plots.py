@@ -80,7 +80,7 @@ def images(ax: Axes, batch, title: str, marked: Sequence[int] = (), columns: int
         if i in set(map(int, marked)):
             ax.add_patch(plt.Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=COLORS["removed"], linewidth=2))
     ax.imshow(sheet[..., 0] if channels == 1 else (sheet.clip(-1, 1) + 1) / 2, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
-    ax.set_title(title)
+    ax.set(title=title, xticks=[], yticks=[])  # even of axes that are off, ticks would be laid out: half of the drawing
     ax.set_axis_off()
 
 
