@@ -14,6 +14,7 @@ from gan_influence.tools.streams import STREAMS
 
 #: How the recordings that `gan-influence record` does not make are made again.
 MADE_BY = {"board": "`gan-influence board --record`", "adam_faces": "notebook 08, its parameter `seeds_faces`",
+           "removal_mnist_again": "`gan-influence record removal_mnist --seeds 0`",
            **{name: f"`studies.trust.{function}`" for name, function in
               {"kinks_2d": "kink_shares", "lds_2d": "set_scores", "noise_mnist": "rounding", "verdicts_2d": "verdicts"}.items()}}
 
