@@ -253,7 +253,7 @@ REMOVAL = {
     # A fifth of the instances and three tenths of the steps, each twice as long, through networks of a quarter of the width.
     "mnist small": Removal("mnist", n=10_000, epochs=30, learning_rate=2e-3, width=8, latents=2_000, fractions=(.01, .05, .1, .2, .3, .5, .7)),
     "mnist quick": Removal("mnist", n=600, epochs=20, batch_size=50, learning_rate=5e-3, width=8, held_out=1_000, latents=500, fractions=(.05, .2, .5)),
-    "digits quick": Removal("digits", n=1_100, epochs=28, learning_rate=2e-3, width=8, held_out=300, latents=500, fractions=(.05, .2, .5)),
+    "digits quick": Removal("digits", n=800, epochs=18, batch_size=50, learning_rate=2e-3, width=8, held_out=300, latents=500, fractions=(.05, .2, .5)),
 }
 
 ROUNDS = {
