@@ -264,3 +264,10 @@ def test_parameters_at_rest_have_no_derivative_whatever_the_threshold(where, kin
         monkeypatch.setattr(Optimizer, "floor", staticmethod(lambda gradients, factor=factor: factor * floor(gradients)))
         for name, found in gi.influence(run, metrics).items():
             assert float((found - scores[name]).abs().max()) <= 1e-7 * float(scores[name].abs().max()), (factor, name)
+
+
+@pytest.mark.parametrize("optimizer", [gi.SGD(0.1), gi.SGD(0.1, momentum=0.9), gi.Adam(0.1)], ids=repr)
+def test_a_player_without_gradients_stays_where_it_is(optimizer):
+    parameters = {"p": torch.ones(2)}
+    with torch.no_grad():
+        assert optimizer.update(parameters, {}, optimizer.init(parameters), 0.1)[0] == parameters

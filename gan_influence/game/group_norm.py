@@ -57,8 +57,9 @@ class _Backward(Function):
         shape, groups = x.shape, (*mean.shape, x.shape[1] // mean.shape[1], x.shape[2:].numel())
         v, g, x = (a.reshape(groups) for a in (v, g, x))
         weight, v_weight, v_bias = (a.view(groups[1:3]) for a in (weight, v_weight, v_bias))
-        third = torch.is_grad_enabled()  # then it matters how these depend on x
-        mean, scale = (x.mean((2, 3)), ((x - x.mean((2, 3), keepdim=True)).square().mean((2, 3)) + ctx.eps).rsqrt()) if third else (mean, scale)
+        if third := torch.is_grad_enabled():  # then it matters how these depend on x
+            mean = x.mean((2, 3))
+            scale = ((x - mean[..., None, None]).square().mean((2, 3)) + ctx.eps).rsqrt()
         mean, scale = mean.unsqueeze(2), scale.unsqueeze(2)
         room = None if third else torch.empty_like(x)  # giving memory back and forth would take most of the time
 

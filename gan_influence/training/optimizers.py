@@ -99,7 +99,7 @@ class SGD(Optimizer):
         self.kinds = ("momentum_buffer",) if momentum else ()
 
     def update(self, parameters: Tensors, gradients: Tensors, memory: Tensors, learning_rate, number=0) -> tuple[Tensors, Tensors]:
-        if self.kinds or self.weight_decay:
+        if self.kinds or self.weight_decay or not gradients:
             return super().update(parameters, gradients, memory, learning_rate, number)
         moved = torch._foreach_add([parameters[name] for name in gradients], torch._foreach_mul(list(gradients.values()), -learning_rate))
         return parameters | dict(zip(gradients, moved)), memory
